@@ -1,0 +1,1 @@
+"""The actor: environments, policies, and the loop that joins them to the memory."""

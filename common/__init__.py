@@ -1,0 +1,1 @@
+"""What every role shares: the wire, transports, weights, networks, configuration, errors."""

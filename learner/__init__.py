@@ -1,0 +1,1 @@
+"""The learner: losses, gradient steps, prefetching, checkpoints."""

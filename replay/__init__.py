@@ -1,0 +1,1 @@
+"""The replay memory, the service that decides about it, its server and its client."""
