@@ -1,0 +1,84 @@
+"""The samples-per-insert limiter: data and training tied together, in both directions.
+
+With I inserts (steps that complete a transition: every step but an episode's FIRST), S transitions
+drawn, the minimum size M, the ratio ρ and the buffer E (in inserts), the table's surplus is
+
+    d = ρ·(I - M) - S
+
+A sample may go ahead while I >= M and d > -ρ·E; an insert may go ahead while I < M or d < ρ·E. Either
+side looks at the state before its own request, so a request may overshoot by its own size, and in
+every state at least one side is open: the two can never wait for each other.
+"""
+
+from dataclasses import dataclass
+
+from fornix.common.errors import InvalidRequestError
+from fornix.common.messages import LimiterSpec
+
+
+@dataclass
+class Limiter:
+    """Counts inserts and samples, and says who may go ahead."""
+
+    spec: LimiterSpec
+    inserts: int = 0
+    samples: int = 0
+
+    @classmethod
+    def create(cls, spec: LimiterSpec, capacity_steps: int) -> "Limiter":
+        """Return a limiter for a table, or raise InvalidRequestError if it could never open."""
+        if spec.min_size > capacity_steps:
+            raise InvalidRequestError(
+                f"min_size {spec.min_size} is more than the {capacity_steps} steps that the table "
+                f"holds, so no sample could ever be drawn; lower min_size or raise capacity_steps"
+            )
+        if (spec.samples_per_insert is None) != (spec.error_buffer_inserts is None):
+            raise InvalidRequestError(
+                "samples_per_insert and error_buffer_inserts belong together; set both, or neither "
+                "for a free limiter"
+            )
+        return cls(spec)
+
+    @property
+    def surplus(self) -> float | None:
+        """d: transitions that may still be drawn before the ratio is met; None with a free limiter."""
+        if self.spec.samples_per_insert is None:
+            return None
+        return self.spec.samples_per_insert * (self.inserts - self.spec.min_size) - self.samples
+
+    @property
+    def _bound(self) -> float:
+        return (self.spec.samples_per_insert or 0.0) * (self.spec.error_buffer_inserts or 0.0)
+
+    def may_sample(self) -> bool:
+        """Whether a sample may go ahead now."""
+        if self.inserts < self.spec.min_size:
+            return False
+        return self.surplus is None or self.surplus > -self._bound
+
+    def may_insert(self) -> bool:
+        """Whether an insert may go ahead now."""
+        if self.inserts < self.spec.min_size:
+            return True
+        return self.surplus is None or self.surplus < self._bound
+
+    def why_no_sample(self) -> str:
+        """Return what a sample waits for, the numbers, and what would open it."""
+        if self.inserts < self.spec.min_size:
+            return (
+                f"the table has {self.inserts} inserts and needs {self.spec.min_size} before the "
+                f"first sample; it opens after {self.spec.min_size - self.inserts} more inserts"
+            )
+        return (
+            f"{self.samples} transitions have been drawn for {self.inserts} inserts, as far ahead of "
+            f"samples_per_insert {self.spec.samples_per_insert} as error_buffer_inserts "
+            f"{self.spec.error_buffer_inserts} allows; the next insert opens it"
+        )
+
+    def why_no_insert(self) -> str:
+        """Return what an insert waits for, the numbers, and what would open it."""
+        return (
+            f"{self.inserts} inserts have been made and {self.samples} transitions drawn, as far "
+            f"ahead of samples_per_insert {self.spec.samples_per_insert} as error_buffer_inserts "
+            f"{self.spec.error_buffer_inserts} allows; the next samples open it"
+        )

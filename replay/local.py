@@ -1,0 +1,46 @@
+"""A transport within one process: requests go straight into a service, arrays as they are."""
+
+from fornix.common.errors import WaitTimeoutError
+from fornix.common.messages import Reply, Request
+from fornix.replay.service import ReplayService
+
+
+class LocalTransport:
+    """One client's way to a service in the same thread.
+
+    A request that the service parks has no reply yet: whoever drives the process lets others act
+    until `poll` finds one. `wait` can't let others act, so there a parked request is an error.
+    """
+
+    def __init__(self, service: ReplayService) -> None:
+        self._service = service
+        self._last_number = 0
+        self._replies: dict[int, Reply] = {}
+
+    def send(self, request: Request) -> int:
+        """Hand a request to the service, and every reply that is due to whoever waits for it."""
+        self._last_number += 1
+        for (transport, number), reply in self._service.submit((self, self._last_number), request):
+            transport._replies[number] = reply
+        return self._last_number
+
+    def poll(self, number: int) -> Reply | None:
+        """Return the reply if it is there; it is handed out once."""
+        return self._replies.pop(number, None)
+
+    def wait(self, number: int) -> Reply:
+        """Return the reply, which must be there; it is handed out once."""
+        reply = self.poll(number)
+        if reply is None:
+            raise WaitTimeoutError(
+                f"request {number} is parked, and in one thread nobody else can open its way; use poll, "
+                f"and let the other side act"
+            )
+        return reply
+
+    def forget(self, number: int) -> None:
+        """Drop a reply that nobody wants any more."""
+        self._replies.pop(number, None)
+
+    def close(self) -> None:
+        """Nothing to let go of."""

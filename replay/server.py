@@ -1,0 +1,116 @@
+"""The process around a service: moves messages between a ROUTER socket and `ReplayService`."""
+
+import logging
+import math
+import os
+
+import zmq
+
+from fornix.common.addresses import check_address
+from fornix.common.errors import AddressError
+from fornix.common.messages import REQUESTS
+from fornix.common.wire import MAX_MESSAGE_BYTES, Buffer, UndecodableError, decode, encode
+from fornix.replay.service import Answer, ReplayService
+
+_LOG = logging.getLogger(__name__)
+_BURST = 64
+
+
+class ReplayServer:
+    """Serves one `ReplayService` at one address.
+
+    Args:
+        service: that decides.
+        address: to bind, `tcp://` or `ipc://`; port `*` takes a free one.
+        context: to make the socket in; one of its own if not given.
+
+    Raises:
+        AddressError: if the address can't be bound.
+    """
+
+    def __init__(
+        self,
+        service: ReplayService,
+        address: str,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        check_address(address)
+        self._service = service
+        self._own_context = context is None
+        self._context = context or zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.linger = 0
+        self._socket.router_mandatory = True
+        # far above what the wire admits: a message between the two limits is answered with a sentence
+        self._socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._stopping = False
+        self.undeliverable = 0
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise AddressError(
+                f"can't serve at {address}: {error.strerror}; stop whatever uses it, or choose another "
+                f"address"
+            ) from None
+        #: Where clients connect to.
+        self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
+
+    def serve(self) -> None:
+        """Answer requests until `stop` is called."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_reader, zmq.POLLIN)
+        while not self._stopping:
+            ready = dict(poller.poll(self._patience_ms()))
+            if self._socket in ready:
+                self._receive_burst()
+            self._send(self._service.expire())
+
+    def stop(self) -> None:
+        """Let `serve` return; may be called by a signal handler or another thread."""
+        self._stopping = True
+        os.write(self._wake_writer, b"\0")
+
+    def close(self) -> None:
+        """Free the address."""
+        self._socket.close(linger=0)
+        if self._own_context:
+            self._context.term()
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+
+    def _patience_ms(self) -> int | None:
+        patience_s = self._service.patience_s()
+        return None if patience_s is None else math.ceil(patience_s * 1000)
+
+    def _receive_burst(self) -> None:
+        """Handle what has come, but look at deadlines and the stop sign every so often."""
+        for _ in range(_BURST):
+            try:
+                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            self._handle(client.bytes, [frame.buffer for frame in frames])
+
+    def _handle(self, client: bytes, frames: list[Buffer]) -> None:
+        try:
+            number, request = decode(frames, REQUESTS)
+        except UndecodableError as error:
+            # without a number the client can't tell what is meant, but a person at its log can
+            number = error.message_id or 0
+            _LOG.warning("refused a message: %s", error)
+            self._send([((client, number), self._service.refuse(error.error))])
+            return
+        self._send(self._service.submit((client, number), request))
+
+    def _send(self, answers: list[Answer]) -> None:
+        for (client, number), reply in answers:
+            try:
+                frames = encode(reply, number)
+                self._socket.send_multipart([client, *frames], zmq.NOBLOCK, copy=False)
+            except zmq.ZMQError as error:
+                # gone, or too slow to read: it will ask again through a new socket
+                self.undeliverable += 1
+                _LOG.debug("no way to client %s: %s", client.hex(), error)

@@ -1,0 +1,331 @@
+"""One table: a ring of steps with one signature, its writers, its starts and its limiter.
+
+Storing, stacking, drawing and limiting are things of their own (`ring`, `stacking`, `starts`,
+`limiter`); the table keeps them in step with each other.
+"""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fornix.common.errors import (
+    EvictedError,
+    FencedError,
+    InvalidRequestError,
+    SequenceError,
+    UnknownWriterError,
+)
+from fornix.common.messages import FIRST, LAST, Array, Batch, Observe, Sample, Stacks, TableSpec
+from fornix.replay.lanes import Writer, waves
+from fornix.replay.limiter import Limiter
+from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.stacking import Stacker
+from fornix.replay.starts import StartIndex
+from fornix.replay.storage import EXTRA_PREFIX, Columns
+from fornix.replay.transitions import assemble
+
+_EPISODES_KEPT = 100
+_INDEXES_KEPT = 4
+
+
+class Table:
+    """Steps of many lanes; see `docs/replay.md` for what each word means."""
+
+    def __init__(self, spec: TableSpec, columns: Columns, rng: np.random.Generator) -> None:
+        self.spec = spec
+        self.limiter = Limiter.create(spec.limiter, spec.capacity_steps)
+        self.ring = Ring(columns)
+        self._stacker = Stacker(self.ring, spec.signature.n_frames)
+        self._starts: dict[int, StartIndex] = {}
+        self._rng = rng
+        self.writers: dict[str, Writer] = {}
+        self._lanes = 0
+        self.episodes = 0
+        self.returns: deque[float] = deque(maxlen=_EPISODES_KEPT)
+        self.lengths: deque[int] = deque(maxlen=_EPISODES_KEPT)
+
+    def open_writer(self, name: str, incarnation: int, lanes: int) -> int:
+        """Take the place of writer `name`, and return the next sequence number.
+
+        Opening the same incarnation again changes nothing. A newer one fences the older and closes
+        its open episodes as truncated.
+
+        Raises:
+            FencedError: if a newer incarnation has been opened.
+            InvalidRequestError: if the lanes differ from those of the same incarnation, or if the
+                table can't hold a stack of each.
+        """
+        known = self.writers.get(name)
+        if known is not None and known.incarnation >= incarnation:
+            _require_incarnation(known, incarnation)
+            if known.lanes != lanes:
+                raise InvalidRequestError(
+                    f"writer {name!r} was opened with {known.lanes} lanes, not {lanes}; give the same "
+                    f"number, or a new incarnation"
+                )
+            return known.sequence + 1
+        needed = lanes * (self.spec.signature.n_frames + 1)
+        if needed > self.spec.capacity_steps:
+            raise InvalidRequestError(
+                f"{lanes} lanes need at least {needed} steps to hold a stack of each, and the table "
+                f"has {self.spec.capacity_steps}; raise capacity_steps or open fewer lanes"
+            )
+        if known is not None:
+            self._close_episodes(known)
+        self.writers[name] = Writer.open(name, incarnation, self._lanes, lanes)
+        self._lanes += lanes
+        return 1
+
+    def is_repeated(self, request: Observe) -> bool:
+        """Whether `request` was applied before, so that it must only be answered again.
+
+        Raises:
+            UnknownWriterError, FencedError, SequenceError: if it may not be applied either.
+        """
+        writer = self._writer(request)
+        if request.sequence == writer.sequence + 1:
+            return False
+        if request.sequence > writer.sequence:
+            raise SequenceError(
+                f"writer {writer.name!r} sent request {request.sequence}, and {writer.sequence + 1} "
+                f"is expected; send the missing ones first"
+            )
+        return True
+
+    def check(self, request: Observe) -> Writer:
+        """Return the writer of `request`, if every array fits the signature and the writer's lanes.
+
+        Raises:
+            UnknownWriterError, FencedError: as the writer may not write.
+            InvalidRequestError: naming the array, what it is, and what it must be.
+        """
+        writer = self._writer(request)
+        rows = request.lane.shape[0] if request.lane.ndim == 1 else -1
+        if rows < 1 or rows > self.spec.capacity_steps // 2 or request.lane.dtype != np.int32:
+            raise InvalidRequestError(
+                f"lane has shape {request.lane.shape} and dtype {request.lane.dtype.str}; it must be "
+                f"<i4 [K] with K from 1 to {self.spec.capacity_steps // 2}, half the table"
+            )
+        low, high = request.lane.min(), request.lane.max()
+        if low < 0 or high >= writer.lanes:
+            raise InvalidRequestError(
+                f"lane holds {low if low < 0 else high}; writer {writer.name!r} has {writer.lanes} "
+                f"lanes, 0 to {writer.lanes - 1}; open it with more lanes"
+            )
+        for name, array, dtype in (
+            ("step_type", request.step_type, "|u1"),
+            ("terminated", request.terminated, "|b1"),
+        ):
+            if array.shape != (rows,) or array.dtype.str != dtype:
+                raise InvalidRequestError(
+                    f"{name} has shape {array.shape} and dtype {array.dtype.str}; it must be "
+                    f"{(rows,)} and {dtype}, one for each lane"
+                )
+        if np.any(request.terminated & (request.step_type != LAST)):
+            raise InvalidRequestError("terminated is true on a step that is not LAST; send LAST with it")
+        self._check_payload(request, rows)
+        return writer
+
+    def observe(self, request: Observe, now: float) -> Stacks:
+        """Append the steps of `request`, and answer with the stacks of its lanes.
+
+        All is checked first: a request that is refused has changed nothing.
+        """
+        writer = self.check(request)
+        ring, lanes = self.ring, request.lane
+        parts = waves(lanes, request.step_type, writer.newest.copy())
+        tail = ring.tail_after(len(lanes))
+        predecessors = self._predecessors(request, parts, writer.newest)
+        self._require_stacks(request, predecessors, tail)
+
+        doomed = ring.doomed(len(lanes))
+        for starts in self._starts.values():
+            starts.evict(doomed)
+        numbers = ring.append(self._rows(request, writer), predecessors)
+        ended = request.step_type == LAST
+        ring.end(numbers[ended])
+        arrived = numbers[request.step_type != FIRST]
+        for starts in self._starts.values():
+            starts.arrive(arrived)
+        for rows in parts:
+            writer.newest[lanes[rows]] = np.where(ended[rows], NONE, numbers[rows])
+            self._count_returns(writer, request, rows)
+        self.limiter.inserts += len(arrived)
+        writer.sequence = request.sequence
+        writer.last_seen = now
+        answer = self._newest_rows(lanes, numbers, parts)
+        writer.answers.append((request.sequence, answer))
+        return self._answer(answer, request.stacks)
+
+    def answer_again(self, request: Observe) -> Stacks:
+        """Return the same answer as when `request` was applied.
+
+        Raises:
+            SequenceError: if it was applied too long ago to be known.
+            EvictedError: if its steps have been overwritten since.
+        """
+        writer = self._writer(request)
+        for sequence, rows in writer.answers:
+            if sequence == request.sequence:
+                return self._answer(rows, request.stacks)
+        raise SequenceError(
+            f"request {request.sequence} of writer {writer.name!r} was applied, but only the last "
+            f"{len(writer.answers)} can be answered again; the next number is {writer.sequence + 1}"
+        )
+
+    def stacks(self, keys: Numbers) -> Stacks:
+        """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
+        return self._answer(keys, stacks=True)
+
+    def sample(self, request: Sample) -> Batch | None:
+        """Return a batch, or None while the limiter is closed or no start is sampleable."""
+        if not self.limiter.may_sample():
+            return None
+        starts = self._starts_for(request.n_step)
+        drawn = starts.draw(request.batch_size, self._rng)
+        if drawn is None:
+            return None
+        self.limiter.samples += request.batch_size
+        return assemble(
+            self.ring, self._stacker, drawn, 1.0 / starts.count, request.n_step, request.discount
+        )
+
+    def why_no_sample(self, request: Sample) -> str:
+        """Return what `request` waits for, and what would open it."""
+        if not self.limiter.may_sample():
+            return self.limiter.why_no_sample()
+        return (
+            f"none of the {len(self.ring)} steps can be started from yet: a start needs its whole "
+            f"stack and the {request.n_step} steps after it, or its episode's end; more steps open it"
+        )
+
+    def _writer(self, request: Observe) -> Writer:
+        writer = self.writers.get(request.writer)
+        if writer is None:
+            raise UnknownWriterError(
+                f"writer {request.writer!r} is not open in table {request.table!r}; open it first"
+            )
+        if request.incarnation > writer.incarnation:
+            raise UnknownWriterError(
+                f"writer {request.writer!r} is open as incarnation {writer.incarnation}, not "
+                f"{request.incarnation}; open the new one first"
+            )
+        _require_incarnation(writer, request.incarnation)
+        return writer
+
+    def _check_payload(self, request: Observe, rows: int) -> None:
+        signature = self.spec.signature
+        signature.frame.check("frame", request.frame, rows)
+        signature.action.check("action", request.action, rows)
+        signature.reward.check("reward", request.reward, rows)
+        if not np.isfinite(request.reward).all():
+            at = int(np.argmin(np.isfinite(request.reward)))
+            raise InvalidRequestError(
+                f"the reward of lane {request.lane[at]} is {request.reward[at]}; rewards must be finite"
+            )
+        if request.extras.keys() != signature.extras.keys():
+            raise InvalidRequestError(
+                f"extras are {sorted(request.extras)}; the table takes {sorted(signature.extras)}"
+            )
+        for name, spec in signature.extras.items():
+            spec.check(f"extras.{name}", request.extras[name], rows)
+
+    def _predecessors(self, request: Observe, parts: list[NDArray[np.int64]], newest: Numbers) -> Numbers:
+        """Return each new row's predecessor, NONE for a FIRST; it may be a row of this request."""
+        newest = newest.copy()
+        predecessors = np.full(len(request.lane), NONE, np.int64)
+        for rows in parts:
+            follows = rows[request.step_type[rows] != FIRST]
+            predecessors[follows] = newest[request.lane[follows]]
+            newest[request.lane[rows]] = self.ring.head + rows
+        return predecessors
+
+    def _require_stacks(self, request: Observe, predecessors: Numbers, tail: int) -> None:
+        """Raise EvictedError if a new step's stack would reach below `tail`."""
+        if tail == 0:
+            return
+        old = predecessors < self.ring.head
+        gone = ~self._stacker.may_follow(predecessors[old], tail)
+        if gone.any():
+            raise EvictedError(
+                f"the stack of lane {request.lane[old][gone][0]} reaches back to a step that has been "
+                f"overwritten: {self.spec.capacity_steps} steps are too few for so many lanes, or the "
+                f"lane has slept too long; raise capacity_steps, or begin a new episode"
+            )
+
+    def _rows(self, request: Observe, writer: Writer) -> dict[str, NDArray[Any]]:
+        first = request.step_type == FIRST
+        action, reward = request.action, request.reward
+        if first.any():
+            action, reward = action.copy(), reward.copy()
+            action[first], reward[first] = 0, 0
+        count = len(request.lane)
+        return {
+            "lane": (request.lane + writer.first_lane).astype(np.uint32),
+            "step_type": request.step_type,
+            "terminated": request.terminated,
+            "policy_version": np.full(count, min(request.policy_version, 2**32 - 1), np.uint32),
+            "frame": request.frame,
+            "action": action,
+            "reward": reward,
+            **{EXTRA_PREFIX + name: array for name, array in request.extras.items()},
+        }
+
+    def _newest_rows(self, lanes: Array, numbers: Numbers, parts: list[NDArray[np.int64]]) -> Numbers:
+        """Return the newest row of each lane in the request, in order of the lanes' appearance."""
+        newest = numbers[parts[0]].copy()
+        if len(parts) > 1:
+            place = {int(lane): at for at, lane in enumerate(lanes[parts[0]])}
+            for row in parts[1]:
+                newest[place[int(lanes[row])]] = numbers[row]
+        return newest
+
+    def _answer(self, keys: Numbers, stacks: bool) -> Stacks:
+        if not stacks:
+            empty = np.empty((0, self._stacker.n_frames, *self.spec.signature.frame.shape))
+            return Stacks(key=keys, stack=empty.astype(self.spec.signature.frame.dtype))
+        there = (keys >= self.ring.tail) & (keys < self.ring.head)
+        rows, whole = self._stacker.rows(np.where(there, keys, NONE))
+        if not (there & whole).all():
+            at = int(np.argmin(there & whole))
+            raise EvictedError(
+                f"the stack of step {keys[at]} is not there: the table holds the steps "
+                f"{self.ring.tail} to {self.ring.head - 1}, and a stack must be whole"
+            )
+        return Stacks(key=keys, stack=self._stacker.gather(rows))
+
+    def _starts_for(self, n_step: int) -> StartIndex:
+        if n_step not in self._starts:
+            if len(self._starts) == _INDEXES_KEPT:
+                del self._starts[next(iter(self._starts))]
+            self._starts[n_step] = StartIndex(self.ring, self._stacker, n_step)
+        return self._starts[n_step]
+
+    def _count_returns(self, writer: Writer, request: Observe, rows: NDArray[np.int64]) -> None:
+        acted = rows[request.step_type[rows] != FIRST]
+        lanes = request.lane[acted]
+        writer.returns[lanes] += request.reward[acted]
+        writer.lengths[lanes] += 1
+        ended = request.lane[rows[request.step_type[rows] == LAST]]
+        self.returns.extend(writer.returns[ended].tolist())
+        self.lengths.extend(writer.lengths[ended].tolist())
+        self.episodes += len(ended)
+        writer.returns[ended] = 0
+        writer.lengths[ended] = 0
+
+    def _close_episodes(self, writer: Writer) -> None:
+        """Mark the last row of each open episode as its end: truncated, since it isn't terminated."""
+        left = writer.newest[writer.newest >= self.ring.tail]
+        self.ring.end(left)
+        for starts in self._starts.values():
+            starts.arrive(left)
+
+
+def _require_incarnation(writer: Writer, incarnation: int) -> None:
+    if incarnation < writer.incarnation:
+        raise FencedError(
+            f"incarnation {incarnation} of writer {writer.name!r} has been replaced by "
+            f"{writer.incarnation}; end this process, or give it a writer name of its own"
+        )
