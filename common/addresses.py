@@ -1,6 +1,7 @@
 """ZeroMQ addresses, checked where they come in."""
 
 import re
+import socket
 
 from fornix.common.errors import AddressError
 
@@ -24,3 +25,16 @@ def check_address(address: str) -> str:
     raise AddressError(
         f"{address!r} is no address; it must be tcp://HOST:PORT with a port below 65536, or ipc://PATH"
     )
+
+
+def is_served_ipc(address: str) -> bool:
+    """Return whether someone listens at an `ipc://` address, which ZeroMQ would take over in silence."""
+    path = address.removeprefix("ipc://")
+    if path == address:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect("\0" + path[1:] if path.startswith("@") else path)
+        except OSError:
+            return False
+    return True

@@ -171,6 +171,8 @@ class Stacks(Reply):
     """int64 [L]: the step's global sequence number."""
     stack: Array
     """[L, n_frames, *obs], oldest first; [0, n_frames, *obs] where only keys were asked for."""
+    held_s: float = 0.0
+    """How long the limiter held the request back."""
 
 
 class Sample(Request):
@@ -210,6 +212,8 @@ class Batch(Reply):
     """int64 [B]: version of the weights that chose the action."""
     extras: dict[TableName, Array]
     """[B, *extra] of the steps `key`."""
+    held_s: float = 0.0
+    """How long the request waited for data."""
 
 
 class InfoQuery(Request):

@@ -71,9 +71,9 @@ class ArraySpec(BaseModel):
             )
         if self.n_values is not None and rows:
             low, high = array.min(), array.max()
-            if low < 0 or high >= self.n_values:
+            if not (low >= 0 and high < self.n_values):  # NaN is neither
                 raise InvalidRequestError(
-                    f"{name} holds {low if low < 0 else high}; a value must lie in [0, {self.n_values})"
+                    f"{name} holds {high if low >= 0 else low}; a value must lie in [0, {self.n_values})"
                 )
 
     def __str__(self) -> str:

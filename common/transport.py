@@ -108,7 +108,8 @@ class ZmqTransport:
             if left_s > 0:
                 self._receive(left_s)
             else:
-                self._send_again(flight)
+                self._require_hope(flight)
+                self._send_all_again()
         del self._flights[number]
         return flight.reply
 
@@ -156,18 +157,20 @@ class ZmqTransport:
             if flight is not None:
                 flight.reply = reply
 
-    def _send_again(self, flight: _InFlight) -> None:
-        now = self._clock()
-        silent_s = now - flight.began
+    def _require_hope(self, flight: _InFlight) -> None:
+        silent_s = self._clock() - flight.began
         if silent_s > self._give_up_after_s + flight.patience_s - self._retry_after_s:
             raise UnreachableError(
                 f"no replay server answered at {self._address} for {silent_s:.0f} s; start one with "
                 f"'fornix replay --address {self._address}', or correct the address"
             )
+
+    def _send_all_again(self) -> None:
+        """Send whatever has no reply again, in order, through a new socket."""
         self._socket.close(linger=0)
         self._socket = self._connect()
         self.reconnects += 1
-        for other in self._flights.values():
-            if other.reply is None:
-                other.sent = now
-                self._transmit(other.frames)
+        for flight in self._flights.values():
+            if flight.reply is None:
+                flight.sent = self._clock()
+                self._transmit(flight.frames)

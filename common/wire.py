@@ -20,10 +20,11 @@ from pydantic import BaseModel, ValidationError
 from fornix.common.errors import InvalidRequestError, ProtocolError
 from fornix.common.messages import PROTOCOL_VERSION, Reply, Request
 from fornix.common.signature import DTYPES, MAX_DIMENSIONS
-from fornix.common.validation import first_fault
+from fornix.common.validation import first_fault, shown
 
 INLINE_BYTES = 1024
 MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_ITEMS = 4096  # in one array or map of the header
 MAX_FRAMES = 64
 MAX_MESSAGE_BYTES = 1 << 28
 
@@ -76,7 +77,7 @@ def decode(frames: Sequence[Buffer], kinds: Mapping[str, type[MessageT]]) -> tup
     header = _unpack_header(frames)
     message_id = header.get("i")
     if not isinstance(message_id, int) or isinstance(message_id, bool) or message_id < 0:
-        raise UndecodableError(None, ProtocolError(f"message id {message_id!r:.80} is no integer"))
+        raise UndecodableError(None, ProtocolError(f"message id {shown(message_id)} is no integer >= 0"))
     try:
         return message_id, _build(header, kinds)
     except (ProtocolError, InvalidRequestError) as error:
@@ -93,15 +94,16 @@ class UndecodableError(ProtocolError):
 
 
 def _build(header: Mapping[str, object], kinds: Mapping[str, type[MessageT]]) -> MessageT:
-    if header.get("v") != PROTOCOL_VERSION:
+    version = header.get("v")
+    if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"protocol version {header.get('v')!r:.80} is not {PROTOCOL_VERSION}; use the same "
-            f"release of fornix on both sides"
+            f"protocol version {shown(version)} is not {PROTOCOL_VERSION}; use the same release of "
+            f"fornix on both sides"
         )
     name = header.get("t")
     kind = kinds.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise ProtocolError(f"message type {name!r:.80} is not one of {', '.join(sorted(kinds))}")
+        raise ProtocolError(f"message type {shown(name)} is not one of {', '.join(sorted(kinds))}")
     try:
         return cast(MessageT, kind.model_validate(header.get("b")))
     except ValidationError as error:
@@ -129,7 +131,14 @@ def _unpack_header(frames: Sequence[Buffer]) -> dict[str, object]:
         )
     guard = _Guard(frames[1:])
     try:
-        header = msgpack.unpackb(frames[0], object_hook=guard.map, ext_hook=guard.extension, use_list=False)
+        header = msgpack.unpackb(
+            frames[0],
+            object_hook=guard.map,
+            ext_hook=guard.extension,
+            use_list=False,
+            max_array_len=MAX_HEADER_ITEMS,
+            max_map_len=MAX_HEADER_ITEMS,
+        )
     except ProtocolError as error:
         raise UndecodableError(None, error) from error
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
@@ -168,15 +177,16 @@ class _Guard:
             return value
         if set(value) != {b"nd", b"type", b"kind", b"shape", b"data"} or value[b"nd"] is not True:
             raise ProtocolError("an array must have exactly nd=true, type, kind, shape and data")
-        if value[b"kind"] != b"":
+        kind = value[b"kind"]
+        if not isinstance(kind, bytes) or kind:
             raise ProtocolError(
-                f"an array of kind {value[b'kind']!r:.80} is refused; only plain dtypes are admitted"
+                f"an array of kind {shown(kind)} is refused; only plain dtypes are admitted, of kind b''"
             )
         data = value[b"data"]
         if not isinstance(data, bytes):
             raise ProtocolError(f"an array's data is a {type(data).__name__}; it must be bytes")
         _check_array(value[b"type"], value[b"shape"], len(data))
-        return msgpack_numpy.decode(value)
+        return _checked_bools(msgpack_numpy.decode(value))
 
     def extension(self, code: int, data: bytes) -> object:
         """Admit a reference to a raw frame, and nothing else."""
@@ -188,27 +198,36 @@ class _Guard:
         index, dtype, shape = reference
         if type(index) is not int or not 0 <= index < len(self._frames):
             raise ProtocolError(
-                f"raw frame {index!r:.80} is referred to; the message has {len(self._frames)}"
+                f"raw frame {shown(index)} is referred to; the message has {len(self._frames)}"
             )
         _check_array(dtype, shape, len(self._frames[index]))
-        return np.frombuffer(self._frames[index], dtype=dtype).reshape(shape)
+        return _checked_bools(np.frombuffer(self._frames[index], dtype=dtype).reshape(shape))
 
 
 def _check_array(dtype: object, shape: object, nbytes: int) -> None:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ProtocolError(
-            f"dtype {dtype!r:.80} is refused; it must be one of {', '.join(sorted(DTYPES))}"
+            f"dtype {shown(dtype)} is refused; it must be one of {', '.join(sorted(DTYPES))}"
         )
     if (
         not isinstance(shape, tuple)
         or len(shape) > MAX_DIMENSIONS
         or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
+        or math.prod(size or 1 for size in shape) >= 2**31
     ):
         raise ProtocolError(
-            f"shape {shape!r:.80} is refused; it must be at most {MAX_DIMENSIONS} integers in [0, 2^31)"
+            f"shape {shown(shape)} is refused; it must be at most {MAX_DIMENSIONS} integers in "
+            f"[0, 2^31), with a product in the same range"
         )
     wanted = math.prod(shape) * np.dtype(dtype).itemsize
     if wanted != nbytes:
         raise ProtocolError(
             f"an array of shape {shape} and dtype {dtype} takes {wanted} bytes, but {nbytes} came"
         )
+
+
+def _checked_bools(array: NDArray[Any]) -> NDArray[Any]:
+    """Return `array`; numpy trusts a bool's byte to be 0 or 1, and computes nonsense with another."""
+    if array.dtype == np.bool_ and array.view(np.uint8).max(initial=0) > 1:
+        raise ProtocolError(f"a bool array holds the byte {array.view(np.uint8).max()}; it must be 0 or 1")
+    return array

@@ -95,6 +95,10 @@ class Pending(Generic[T]):
             self._reply = self._transport.wait(self._number)
         return self._finish(self._reply)
 
+    def forget(self) -> None:
+        """Let the reply go; it is of no interest."""
+        self._transport.forget(self._number)
+
     def send_again(self) -> None:
         """Send the same request again, after an error such as WaitTimeoutError.
 

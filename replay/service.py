@@ -23,6 +23,7 @@ from fornix.common.errors import (
     WaitTimeoutError,
 )
 from fornix.common.messages import (
+    Batch,
     CreateTable,
     Done,
     Hello,
@@ -35,6 +36,7 @@ from fornix.common.messages import (
     Request,
     Sample,
     StackQuery,
+    Stacks,
     TableCreated,
     TableSpec,
     Welcome,
@@ -57,7 +59,11 @@ MAX_PARKED = 65_536
 class _Parked:
     ticket: Ticket
     request: Observe | Sample
-    deadline: float
+    since: float
+
+    @property
+    def deadline(self) -> float:
+        return self.since + self.request.timeout_s
 
 
 @dataclass
@@ -175,7 +181,7 @@ class ReplayService:
         place = self._place(request.table)
         if place.table.is_repeated(request):
             return place.table.answer_again(request)
-        if not place.inserts and place.table.limiter.may_insert():
+        if not place.inserts and place.table.may_insert():
             return self._insert(place, request)
         place.table.check(request)
         self._park(place.inserts, ticket, request)
@@ -221,13 +227,13 @@ class ReplayService:
         self._reports.put(request, self._clock())
         return Done()
 
-    def _insert(self, place: _Place, request: Observe) -> Reply:
+    def _insert(self, place: _Place, request: Observe) -> Stacks:
         before = place.table.limiter.inserts
         reply = place.table.observe(request, self._clock())
         place.watch.count(inserts=place.table.limiter.inserts - before)
         return reply
 
-    def _sample(self, place: _Place, request: Sample) -> Reply | None:
+    def _sample(self, place: _Place, request: Sample) -> Batch | None:
         reply = place.table.sample(request)
         if reply is not None:
             place.watch.count(samples=request.batch_size)
@@ -244,7 +250,7 @@ class ReplayService:
             raise InvalidRequestError(
                 f"{len(queue)} requests wait at table {request.table!r} already; that is the limit"
             )
-        queue.append(_Parked(ticket, request, self._clock() + request.timeout_s))
+        queue.append(_Parked(ticket, request, self._clock()))
 
     def _release(self, place: _Place, answers: list[Answer]) -> None:
         """Answer everyone at the head of a queue for whom the way is free now."""
@@ -252,21 +258,31 @@ class ReplayService:
         while moved:
             moved = False
             if place.samples:
-                request = place.samples[0].request
-                reply = self._attempt(self._sample, place, request)
-                moved |= reply is not None
-                if reply is not None:
-                    answers.append((place.samples.popleft().ticket, reply))
-            if place.inserts and place.table.limiter.may_insert():
-                parked = place.inserts.popleft()
-                answers.append((parked.ticket, self._attempt(self._insert, place, parked.request)))
-                moved = True
+                moved |= self._try_first(place, place.samples, self._sample, answers)
+            if place.inserts and place.table.may_insert():
+                moved |= self._try_first(place, place.inserts, self._insert, answers)
 
-    def _attempt(self, action: Callable[..., Reply | None], place: _Place, request: Request) -> Any:
+    def _try_first(
+        self,
+        place: _Place,
+        queue: deque[_Parked],
+        action: Callable[..., Stacks | Batch | None],
+        answers: list[Answer],
+    ) -> bool:
+        """Answer the first in a queue, and return whether it could be."""
+        parked = queue[0]
+        reply: Reply | None
         try:
-            return action(place, request)
+            done = action(place, parked.request)
+            held_s = self._clock() - parked.since
+            reply = None if done is None else done.model_copy(update={"held_s": held_s})
         except FornixError as error:
-            return self.refuse(error)
+            reply = self.refuse(error)
+        if reply is None:
+            return False
+        queue.popleft()
+        answers.append((parked.ticket, reply))
+        return True
 
     def _place(self, table: str) -> _Place:
         try:

@@ -192,6 +192,12 @@ class Table:
             self.ring, self._stacker, drawn, 1.0 / starts.count, request.n_step, request.discount
         )
 
+    def may_insert(self) -> bool:
+        """Whether an insert may go ahead: the limiter lets it, or samplers need it to find a start."""
+        if self.limiter.may_insert():
+            return True
+        return bool(self._starts) and not any(starts.count for starts in self._starts.values())
+
     def why_no_sample(self, request: Sample) -> str:
         """Return what `request` waits for, and what would open it."""
         if not self.limiter.may_sample():

@@ -1,0 +1,143 @@
+"""Checkpoints: one safetensors file each, written whole or not at all; nothing in it is unpickled."""
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from fornix.common.errors import CheckpointError
+from fornix.common.signature import Signature
+from fornix.common.tensors import DamagedTensorsError, pack, unpack
+from fornix.learner.state import LearnerState
+
+_SUFFIX = ".safetensors"
+KEPT = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A policy's training at one moment."""
+
+    policy: str
+    signature: Signature
+    """Of the table that it is trained from."""
+    version: int
+    """Publications of its weights so far."""
+    seconds: float
+    """Time spent training so far."""
+    state: LearnerState
+
+    @property
+    def step(self) -> int:
+        """Gradient steps done."""
+        return self.state.scalars["gradient_steps"]
+
+    @property
+    def acting_weights(self) -> dict[str, Tensor]:
+        """The weights that actors act with."""
+        return self.state.section("online.")
+
+
+def folder(run_dir: Path, policy: str) -> Path:
+    """Return where a policy's checkpoints are."""
+    return run_dir / "checkpoints" / policy
+
+
+def list_checkpoints(run_dir: Path, policy: str) -> list[Path]:
+    """Return a policy's checkpoints, oldest first."""
+    return sorted(folder(run_dir, policy).glob(f"step-*{_SUFFIX}"))
+
+
+def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, and drop all but the newest three.
+
+    Raises:
+        CheckpointError: if it can't be written; the older ones are as they were.
+    """
+    place = folder(run_dir, checkpoint.policy)
+    path = place / f"step-{checkpoint.step:010d}{_SUFFIX}"
+    metadata = {
+        "policy": checkpoint.policy,
+        "signature": checkpoint.signature.model_dump_json(),
+        "version": str(checkpoint.version),
+        "seconds": repr(checkpoint.seconds),
+        "scalars": json.dumps(checkpoint.state.scalars),
+    }
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, pack(checkpoint.state.tensors, metadata))
+    except OSError as error:
+        raise CheckpointError(
+            f"can't save {path}: {error.strerror or error}; the checkpoints before it are whole; make "
+            f"room or give another --runs folder"
+        ) from None
+    for old in list_checkpoints(run_dir, checkpoint.policy)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Return the checkpoint in a file.
+
+    Raises:
+        CheckpointError: if it can't be read, or is damaged.
+    """
+    try:
+        tensors, metadata = unpack(path.read_bytes())
+        return Checkpoint(
+            policy=metadata["policy"],
+            signature=Signature.model_validate_json(metadata["signature"]),
+            version=int(metadata["version"]),
+            seconds=float(metadata["seconds"]),
+            state=LearnerState(tensors, _integers(json.loads(metadata["scalars"]))),
+        )
+    except OSError as error:
+        raise CheckpointError(f"can't read checkpoint {path}: {error.strerror or error}") from None
+    except (DamagedTensorsError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: {error!s:.200}; remove it to go on from the one before it"
+        ) from None
+
+
+def load_newest(run_dir: Path, policy: str) -> Checkpoint:
+    """Return a policy's newest checkpoint.
+
+    Raises:
+        CheckpointError: if there is none, or the newest is damaged.
+    """
+    paths = list_checkpoints(run_dir, policy)
+    if not paths:
+        raise CheckpointError(
+            f"there is no checkpoint in {folder(run_dir, policy)}; name the folder of a run that has "
+            f"trained"
+        )
+    return load(paths[-1])
+
+
+def _integers(scalars: object) -> dict[str, int]:
+    if not isinstance(scalars, dict) or not all(type(value) is int for value in scalars.values()):
+        raise ValueError("its scalars are no integers")
+    return scalars
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole, or not at all, whatever happens meanwhile."""
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,94 @@
+"""The learner process: trains its policies until all gradient steps are made, or it is told to stop."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+from fornix.common.config import RunConfig
+from fornix.common.errors import ConfigurationError, UnreachableError
+from fornix.common.policies import policy_groups
+from fornix.common.signature import Signature
+from fornix.common.weights import WeightsPublisher
+from fornix.learner.batches import PrefetchedBatches
+from fornix.learner.checkpoints import list_checkpoints
+from fornix.learner.monitor import Monitor
+from fornix.learner.trainer import PolicyTrainer
+from fornix.replay.client import Client
+
+_LOG = logging.getLogger(__name__)
+_LOOK_PERIOD_S = 0.1
+
+
+def learn(config: RunConfig, run_dir: Path, index: int, resume: bool, stop: threading.Event) -> None:
+    """Train this learner's share of the policies.
+
+    Args:
+        config: of the run.
+        run_dir: where checkpoints, metrics and events go.
+        index: of this learner, from 0: it trains every policy whose number leaves this remainder, and
+            publishes at the address with this number.
+        resume: whether to go on from the newest checkpoints, where there are any.
+        stop: set by whoever wants it to end; it saves checkpoints then too.
+    """
+    torch.set_num_threads(config.learner.threads)
+    policies = [group.policy for group in policy_groups(config)][index :: config.learner.processes]
+    if not policies:
+        raise ConfigurationError(
+            f"learner {index} has no policy to train: there are {len(policy_groups(config))} and "
+            f"{config.learner.processes} learners; lower learner.processes"
+        )
+    publisher = WeightsPublisher(config.weights.addresses[index])
+    trainers: list[PolicyTrainer] = []
+    sources: list[PrefetchedBatches] = []
+    try:
+        for policy in policies:
+            signature = _wait_for_table(config, policy, stop)
+            if signature is None:
+                return
+            sources.append(PrefetchedBatches(config.replay.address, policy, signature, config.learner))
+            trainers.append(PolicyTrainer(config, policy, signature, sources[-1], publisher, run_dir))
+            if resume and list_checkpoints(run_dir, policy):
+                trainers[-1].resume()
+        with Monitor(config, run_dir, index, trainers):
+            _train(trainers, stop)
+        for trainer in trainers:
+            trainer.save()
+    finally:
+        for source in sources:
+            source.close()
+        publisher.close()
+
+
+def _train(trainers: list[PolicyTrainer], stop: threading.Event) -> None:
+    """Let the trainers take turns; none waits long while another could train."""
+    _LOG.info("trains %s", ", ".join(repr(trainer.policy) for trainer in trainers))
+    timeout_s = 0.5 if len(trainers) == 1 else 0.005
+    while not stop.is_set():
+        unfinished = [trainer for trainer in trainers if not trainer.done]
+        if not unfinished:
+            _LOG.info("has made all gradient steps")
+            return
+        for trainer in unfinished:
+            trainer.step(timeout_s)
+
+
+def _wait_for_table(config: RunConfig, policy: str, stop: threading.Event) -> Signature | None:
+    """Return the signature of a table as soon as an actor has created it; None if told to stop."""
+    said = time.monotonic()
+    with Client.connect(config.replay.address, name="learner", give_up_after_s=2.0) as client:
+        while not stop.is_set():
+            try:
+                signature = client.hello().tables.get(policy)
+            except UnreachableError as error:
+                _LOG.warning("waits for the replay server: %s", error)
+                continue
+            if signature is not None:
+                return signature
+            if time.monotonic() - said > 5:
+                _LOG.info("waits for table %r, which the first actor creates", policy)
+                said = time.monotonic()
+            stop.wait(_LOOK_PERIOD_S)
+    return None

@@ -1,0 +1,136 @@
+"""Trains one policy: batches in, gradient steps, publications and checkpoints out."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from fornix.common.config import RunConfig
+from fornix.common.errors import CheckpointError, ConfigurationError
+from fornix.common.seeding import seed_for
+from fornix.common.signature import Signature
+from fornix.learner.batches import BatchSource
+from fornix.learner.checkpoints import Checkpoint, load_newest, save
+from fornix.learner.update import Learner
+
+_LOG = logging.getLogger(__name__)
+
+
+class Publishes(Protocol):
+    """Where weights are published."""
+
+    def publish(self, policy: str, version: int, tensors: Mapping[str, Tensor]) -> None:
+        """Publish weights; they must not change any more."""
+
+
+class PolicyTrainer:
+    """The training of one policy from its table.
+
+    Args:
+        config: of the run.
+        policy: its name, and its table's.
+        signature: of the table.
+        batches: to train on.
+        weights: where to publish.
+        run_dir: where checkpoints go.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        policy: str,
+        signature: Signature,
+        batches: BatchSource,
+        weights: Publishes,
+        run_dir: Path,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if signature.action.n_values is None or signature.action.shape != ():
+            raise ConfigurationError(
+                f"the actions of table {policy!r} are {signature.action}; this learner needs one "
+                f"discrete action, with n_values in its signature"
+            )
+        self.policy = policy
+        self._config = config
+        self._signature = signature
+        self._batches = batches
+        self._weights = weights
+        self._run_dir = run_dir
+        self._clock = clock
+        self.learner = Learner(
+            signature.frame.shape,
+            signature.n_frames,
+            signature.action.n_values,
+            config.network,
+            config.learner,
+            seed_for(config.seed, "learner", policy),
+        )
+        self.version = 0
+        self.seconds = 0.0
+        self.waited_s = 0.0
+        self.metrics: dict[str, float] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether all gradient steps have been made."""
+        return self.learner.gradient_steps >= self._config.learner.gradient_steps
+
+    @property
+    def doing(self) -> str:
+        """What it does, or waits for."""
+        return "is done" if self.done else self._batches.doing or "trains"
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, and publish its weights again.
+
+        Raises:
+            CheckpointError: if there is none, it is damaged, or it is of another network or table.
+        """
+        checkpoint = load_newest(self._run_dir, self.policy)
+        if checkpoint.signature != self._signature:
+            raise CheckpointError(
+                f"the checkpoint of {self.policy!r} was trained from {checkpoint.signature.lines()}, "
+                f"and the table holds {self._signature.lines()}; resume with the run's configuration"
+            )
+        self.learner.load_state_dict(checkpoint.state)
+        self.version = checkpoint.version
+        self.seconds = checkpoint.seconds
+        self._publish()
+        _LOG.info("policy %r goes on from gradient step %d", self.policy, checkpoint.step)
+
+    def step(self, timeout_s: float) -> bool:
+        """Make one gradient step if a batch comes in time; return whether it was made."""
+        began = self._clock()
+        batch = self._batches.get(timeout_s)
+        got = self._clock()
+        self.waited_s += got - began
+        if batch is not None:
+            self.metrics = self.learner.update(batch)
+            self._after_step()
+        self.seconds += self._clock() - began
+        return batch is not None
+
+    def save(self) -> None:
+        """Write a checkpoint, or raise CheckpointError."""
+        save(
+            self._run_dir,
+            Checkpoint(self.policy, self._signature, self.version, self.seconds, self.learner.state_dict()),
+        )
+
+    def _after_step(self) -> None:
+        steps = self.learner.gradient_steps
+        if steps % self._config.learner.publish_period_steps == 0 or self.done:
+            self._publish()
+        if steps % self._config.learner.checkpoint_period_steps == 0 and not self.done:
+            try:
+                self.save()
+            except CheckpointError as error:
+                _LOG.error("%s", error)  # the next one may succeed; training is worth more than one
+
+    def _publish(self) -> None:
+        self.version += 1
+        self._weights.publish(self.policy, self.version, self.learner.weights())
