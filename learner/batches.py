@@ -4,6 +4,7 @@ import contextlib
 import logging
 import queue
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -81,10 +82,19 @@ class PrefetchedBatches:
         table: to draw from.
         signature: of the table.
         config: of the learner.
+        seen: called with each batch before it is trained on.
     """
 
-    def __init__(self, address: str, table: str, signature: Signature, config: LearnerConfig) -> None:
+    def __init__(
+        self,
+        address: str,
+        table: str,
+        signature: Signature,
+        config: LearnerConfig,
+        seen: Callable[[Transitions], None] | None = None,
+    ) -> None:
         self._address = address
+        self._seen = seen
         self._asked = (table, signature, config)
         self._ready: queue.Queue[Batch | FornixError] = queue.Queue(_IN_FLIGHT)
         self._stop = threading.Event()
@@ -123,7 +133,7 @@ class PrefetchedBatches:
         while not self._stop.is_set():
             pending = flying.pop(0)
             try:
-                batch = to_batch(pending.result())
+                transitions = pending.result()
             except (WaitTimeoutError, UnknownTableError, UnreachableError) as error:
                 self.doing = f"waits: {error}"
                 _LOG.log(
@@ -136,7 +146,9 @@ class PrefetchedBatches:
             else:
                 self.doing = ""
                 flying.append(request.send())
-                self._put(batch)
+                if self._seen is not None:
+                    self._seen(transitions)
+                self._put(to_batch(transitions))
 
     def _put(self, item: Batch | FornixError) -> None:
         while not self._stop.is_set():

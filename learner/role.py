@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,13 +17,20 @@ from fornix.learner.batches import PrefetchedBatches
 from fornix.learner.checkpoints import list_checkpoints
 from fornix.learner.monitor import Monitor
 from fornix.learner.trainer import PolicyTrainer
-from fornix.replay.client import Client
+from fornix.replay.client import Client, Transitions
 
 _LOG = logging.getLogger(__name__)
 _LOOK_PERIOD_S = 0.1
 
 
-def learn(config: RunConfig, run_dir: Path, index: int, resume: bool, stop: threading.Event) -> None:
+def learn(
+    config: RunConfig,
+    run_dir: Path,
+    index: int,
+    resume: bool,
+    stop: threading.Event,
+    seen: Callable[[Transitions], None] | None = None,
+) -> None:
     """Train this learner's share of the policies.
 
     Args:
@@ -32,6 +40,7 @@ def learn(config: RunConfig, run_dir: Path, index: int, resume: bool, stop: thre
             publishes at the address with this number.
         resume: whether to go on from the newest checkpoints, where there are any.
         stop: set by whoever wants it to end; it saves checkpoints then too.
+        seen: called with each batch before it is trained on.
     """
     torch.set_num_threads(config.learner.threads)
     policies = [group.policy for group in policy_groups(config)][index :: config.learner.processes]
@@ -48,7 +57,9 @@ def learn(config: RunConfig, run_dir: Path, index: int, resume: bool, stop: thre
             signature = _wait_for_table(config, policy, stop)
             if signature is None:
                 return
-            sources.append(PrefetchedBatches(config.replay.address, policy, signature, config.learner))
+            sources.append(
+                PrefetchedBatches(config.replay.address, policy, signature, config.learner, seen)
+            )
             trainers.append(PolicyTrainer(config, policy, signature, sources[-1], publisher, run_dir))
             if resume and list_checkpoints(run_dir, policy):
                 trainers[-1].resume()

@@ -1,0 +1,174 @@
+"""Compare sampled stacks, byte for byte, with the stacks that actors acted on (fault 0.2).
+
+A real run: a replay server, several actors and a learner as processes of their own. Each actor writes
+down every stack that it is handed, by its key; the learner writes down every stack that it trains on,
+`stack` and `next_stack` alike. Afterwards each of the latter is compared with the former. The ring is
+small, so that it wraps many times meanwhile.
+
+    python benchmarks/verify_stacks.py --stacks 1000000 --json -
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.synchronize
+import signal
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fornix.common.config import RunConfig
+
+CONTEXT = multiprocessing.get_context("spawn")
+
+
+class Recorder:
+    """Appends keys and stacks to a file, as rows of one structured dtype."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self.rows = 0
+
+    def write(self, keys: np.ndarray[Any, Any], stacks: np.ndarray[Any, Any]) -> None:
+        rows = np.empty(len(keys), row_dtype(stacks.shape[1:], stacks.dtype))
+        rows["key"], rows["stack"] = keys, stacks
+        self._file.write(rows.tobytes())
+        self.rows += len(keys)
+
+
+def row_dtype(shape: tuple[int, ...], dtype: Any) -> np.dtype[Any]:
+    return np.dtype([("key", "<i8"), ("stack", dtype, shape)])
+
+
+def replay(config: RunConfig) -> None:
+    from fornix.replay.role import serve
+
+    serve(
+        config.replay.address,
+        seed=config.seed,
+        on_ready=lambda server: signal.signal(signal.SIGTERM, lambda *_: server.stop()),  # type: ignore[arg-type,return-value]
+    )
+
+
+def actor(config: RunConfig, index: int, folder: Path) -> None:
+    from fornix.actor.role import act
+
+    recorder = Recorder(folder / f"acted-{index}")
+    act(config, index, stopped_by_sigterm(), lambda stacks: recorder.write(stacks.key, stacks.stack))
+
+
+def learner(config: RunConfig, folder: Path, wanted: int, enough: Any) -> None:
+    from fornix.learner.role import learn
+    from fornix.replay.client import Transitions
+
+    recorder = Recorder(folder / "sampled")
+    followed = Recorder(folder / "followed")
+    stop = stopped_by_sigterm()
+
+    def seen(transitions: Transitions) -> None:
+        recorder.write(transitions.batch.key, transitions.stack)
+        followed.write(transitions.batch.next_key, transitions.next_stack)
+        if recorder.rows + followed.rows >= wanted:
+            enough.set()
+
+    learn(config, folder, 0, False, stop, seen)
+
+
+def stopped_by_sigterm() -> threading.Event:
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
+
+
+def run(config: RunConfig, folder: Path, wanted: int, deadline_s: float) -> None:
+    """Run all processes until the learner has drawn `wanted` stacks."""
+    enough = CONTEXT.Event()
+    processes = [CONTEXT.Process(target=replay, args=(config,))]
+    processes += [
+        CONTEXT.Process(target=actor, args=(config, index, folder))
+        for index in range(config.actor.processes)
+    ]
+    processes += [CONTEXT.Process(target=learner, args=(config, folder, wanted, enough))]
+    for process in processes:
+        process.start()
+    try:
+        if not enough.wait(deadline_s):
+            raise SystemExit(f"only part of {wanted} stacks were drawn in {deadline_s:g} s")
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+
+
+def compare(folder: Path, shape: tuple[int, ...], dtype: Any) -> dict[str, int]:
+    """Compare what was sampled with what was acted on; return the counts."""
+    row = row_dtype(shape, dtype)
+    acted = np.concatenate([np.fromfile(path, row) for path in sorted(folder.glob("acted-*"))])
+    acted = acted[np.argsort(acted["key"], kind="stable")]
+    counts = {"acted": len(acted), "compared": 0, "different": 0, "never_acted_on": 0}
+    for name in ("sampled", "followed"):
+        for start in range(0, len(rows := np.memmap(folder / name, row, "r")), 100_000):
+            block = rows[start : start + 100_000]
+            at = np.searchsorted(acted["key"], block["key"]).clip(max=len(acted) - 1)
+            known = acted["key"][at] == block["key"]
+            same = (acted["stack"][at] == block["stack"]).all(axis=tuple(range(1, 1 + len(shape))))
+            counts["compared"] += int(np.count_nonzero(known))
+            counts["different"] += int(np.count_nonzero(known & ~same))
+            # an episode's last stack is bootstrapped from, but nobody acts on it; all others must be known
+            counts["never_acted_on"] += int(np.count_nonzero(~known)) if name == "sampled" else 0
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--stacks", type=int, default=1_000_000, help="stacks to compare")
+    parser.add_argument("--actors", type=int, default=3, help="actor processes")
+    parser.add_argument("--deadline-s", type=float, default=500, help="to give up after")
+    parser.add_argument("--json", default=None, help="write the counts to a file, or - for stdout")
+    given = parser.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fornix-") as name:
+        folder = Path(name)
+        config = RunConfig.model_validate(
+            {
+                "replay": {
+                    "address": f"ipc://{folder}/replay",
+                    "capacity_steps": 8_000,
+                    "samples_per_insert": 2,
+                    "min_size": 2000,
+                    "error_buffer_inserts": 1000,
+                },
+                "weights": {"addresses": [f"ipc://{folder}/weights"]},
+                "actor": {"processes": given.actors},
+                "network": {"width": 32},
+                "learner": {"gradient_steps": 10_000_000},
+            }
+        )
+        # a few more are drawn than compared: the last stack of an episode is nobody's to act on
+        run(config, folder, int(given.stacks * 1.05), given.deadline_s)
+        counts: dict[str, float] = dict(compare(folder, (config.replay.n_frames, 100), np.uint8))
+    counts["ring_wraps"] = round(counts["acted"] / config.replay.capacity_steps, 1)
+    counts["actors"] = given.actors
+    counts["seconds"] = round(time.monotonic() - began, 1)
+    print(
+        f"{counts['compared']:,} sampled stacks compared with the {counts['acted']:,} that "
+        f"{given.actors} actors acted on, while the ring wrapped {counts['ring_wraps']} times: "
+        f"{counts['different']} differ, {counts['never_acted_on']} were never acted on",
+        file=sys.stderr if given.json == "-" else sys.stdout,
+    )
+    if given.json:
+        text = json.dumps(counts, indent=2) + "\n"
+        sys.stdout.write(text) if given.json == "-" else Path(given.json).write_text(text)
+    if counts["different"] or counts["never_acted_on"] or counts["compared"] < given.stacks:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

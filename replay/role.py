@@ -1,0 +1,41 @@
+"""The replay server process: serves until it is told to stop."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from fornix.replay.server import ReplayServer
+from fornix.replay.service import ReplayService
+
+_LOG = logging.getLogger(__name__)
+
+
+def serve(
+    address: str,
+    *,
+    seed: int | None = None,
+    memory_bytes: int | None = None,
+    version: str = "",
+    on_ready: Callable[[ReplayServer], None] = lambda server: None,
+) -> None:
+    """Serve a memory of its own at `address`.
+
+    Args:
+        address: to bind, `tcp://` or `ipc://`.
+        seed: of the draws.
+        memory_bytes: limit on all tables together.
+        version: that a welcome tells.
+        on_ready: called once clients can connect, with the server, whose `stop` ends this.
+
+    Raises:
+        AddressError: if the address can't be bound.
+    """
+    service = ReplayService(time.monotonic, seed=seed, memory_bytes=memory_bytes, version=version)
+    server = ReplayServer(service, address)
+    try:
+        on_ready(server)
+        _LOG.info("replay server answers at %s", server.address)
+        _LOG.info("the memory is in RAM only: it is gone when this process ends")
+        server.serve()
+    finally:
+        server.close()
