@@ -35,7 +35,7 @@ class Reporter:
             "agent_steps": float(totals[0]),
             "agent_steps_per_s": float(steps),
             "waiting_share": float(waited_s),
-            "limiter_share": float(min(held_s, waited_s)),
+            "limiter_share": float(held_s),
             "policy_version": float(max(policy.version for policy in self._actor.policies)),
         }
         for name, scores in (

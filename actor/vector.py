@@ -17,7 +17,7 @@ from fornix.replay.steps import Steps
 
 #: Copies whose ε is below this count as greedy in scores.
 GREEDY_BELOW = 0.01
-_SCORES_KEPT = 50
+_EPISODES_IN_SCORE = 2
 
 
 class Policy(Protocol):
@@ -152,9 +152,11 @@ class VectorActor:
         self._running = np.zeros(environment.copies)
         #: Scores of finished episodes, summed over agents, and the copy that each was played in.
         self.finished: deque[tuple[int, float]] = deque()
-        self.scores: deque[float] = deque(maxlen=_SCORES_KEPT)
-        self.greedy_scores: deque[float] = deque(maxlen=_SCORES_KEPT)
+        #: Scores of the last two episodes of every copy, and of those that hardly explore.
+        self.scores: deque[float] = deque(maxlen=_EPISODES_IN_SCORE * environment.copies)
+        self.greedy_scores: deque[float] = deque(maxlen=_EPISODES_IN_SCORE * environment.copies)
         self.agent_steps = 0
+        #: Time spent waiting for stacks, and time that the limiter held requests back, in seconds.
         self.waited_s = 0.0
         self.held_s = 0.0
 
@@ -186,12 +188,7 @@ class VectorActor:
             WaitTimeoutError, UnreachableError: not all stacks have come; nothing has been done, and
                 this may be called again.
         """
-        began = self._clock()
-        try:
-            answers = [group.stacks() for group in self._groups]
-        finally:
-            self.waited_s += self._clock() - began
-        self.held_s += max(answer.held_s for answer in answers)
+        answers = self._stacks()
         action = np.empty((self._environment.copies, sum(len(g.agents) for g in self._groups)), np.int64)
         for group, answer in zip(self._groups, answers, strict=True):
             if self._seen is not None:
@@ -204,6 +201,20 @@ class VectorActor:
         for group in self._groups:
             group.write(action[:, group.agents], step, first_frame, self._timeout_s)
         self._count(step, ended)
+
+    def _stacks(self) -> list[Stacks]:
+        """Return every group's stacks, and count the time that this took."""
+        began = self._clock()
+        answers: list[Stacks] = []
+        try:
+            answers = [group.stacks() for group in self._groups]
+        finally:
+            blocked_s = self._clock() - began
+            # a refusal is the limiter's too: nothing else lets a request time out at the server
+            held_s = min(blocked_s, max((a.held_s for a in answers), default=blocked_s))
+            self.held_s += held_s
+            self.waited_s += blocked_s - held_s
+        return answers
 
     def _count(self, step: VectorStep, ended: NDArray[np.bool_]) -> None:
         self.agent_steps += step.reward.size

@@ -33,8 +33,11 @@ def is_served_ipc(address: str) -> bool:
     if path == address:
         return False
     with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
         try:
             probe.connect("\0" + path[1:] if path.startswith("@") else path)
+        except BlockingIOError:  # too many wait in line already
+            return True
         except OSError:
             return False
     return True

@@ -87,18 +87,18 @@ EnvironmentConfig = Annotated[GymnasiumConfig | TreasureHuntConfig, Field(discri
 class NetworkConfig(Section):
     """The implicit quantile network (Dabney et al. 2018)."""
 
-    width: int = Field(256, ge=1, le=8192)
-    """Units in each hidden layer."""
+    width: int = Field(128, ge=1, le=8192)
+    """Units in each hidden layer; a dueling network's last has this many for each stream."""
     layers: int = Field(2, ge=1, le=8)
-    """Hidden layers between the frame stack and the quantile embedding."""
+    """Hidden layers between the frame stack and the quantile embedding, the streams' included."""
     cosines: int = Field(64, ge=1, le=1024)
     """Cosine features that embed a quantile fraction."""
     dueling: bool = True
     """Separate streams for state value and advantages (Wang et al. 2016)."""
     noisy: bool = True
-    """Factorised Gaussian noise in the layers after the embedding (Fortunato et al. 2018)."""
+    """Factorised Gaussian noise in the layer after the embedding (Fortunato et al. 2018)."""
     noisy_sigma: float = Field(0.5, gt=0, le=10)
-    """The paper's σ₀: the noise that those layers start with."""
+    """The paper's σ₀: the noise that this layer starts with."""
 
 
 class PolicyConfig(Section):
@@ -119,7 +119,7 @@ class ReplayConfig(Section):
     """Steps that a table remembers before it overwrites the oldest."""
     min_size: int = Field(2_000, ge=1)
     """Agent steps that must have been written before the first sample is drawn."""
-    samples_per_insert: float = Field(8.0, gt=0)
+    samples_per_insert: float = Field(6.0, gt=0)
     """How often each agent step is drawn on average; the limiter holds back whoever runs ahead."""
     error_buffer_inserts: float = Field(2_000, gt=0)
     """How far either side may run ahead of that ratio, in agent steps."""
@@ -153,17 +153,17 @@ class LearnerConfig(Section):
 
     processes: int = Field(1, ge=1, le=1024)
     """Learner processes that `fornix run` starts; with `per_agent`, the policies are dealt out to them."""
-    gradient_steps: int = Field(10_000, ge=1)
+    gradient_steps: int = Field(12_000, ge=1)
     """Gradient steps in the run."""
     batch_size: int = Field(256, ge=1, le=65_536)
     """Transitions in a batch."""
     n_step: int = Field(3, ge=1, le=64)
     """Rewards summed before bootstrapping."""
-    discount: float = Field(0.99, ge=0, le=1)
-    """γ: the discount per step."""
+    discount: float = Field(0.9, ge=0, le=1)
+    """γ: the discount per step. A short horizon learns sooner, where rewards are near."""
     learning_rate: float = Field(1e-3, gt=0)
     """Adam's step size at the start."""
-    learning_rate_end: float = Field(1e-4, gt=0)
+    learning_rate_end: float = Field(2e-5, gt=0)
     """Adam's step size after the last gradient step: it falls in a straight line."""
     adam_epsilon: float = Field(1e-8, gt=0)
     """Adam's ε: raise it to damp the steps of weights with small gradients."""
@@ -171,7 +171,7 @@ class LearnerConfig(Section):
     """Quantile fractions drawn for each state, on both sides of the loss."""
     huber_kappa: float = Field(1.0, gt=0)
     """κ: errors beyond it, in units of return, count linearly instead of squared."""
-    tau: float = Field(0.005, gt=0, le=1)
+    tau: float = Field(0.01, gt=0, le=1)
     """Share of the online weights in the one soft target update of a gradient step."""
     threads: int = Field(1, ge=1, le=1024)
     """Threads that torch computes with."""

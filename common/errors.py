@@ -97,6 +97,12 @@ class CheckpointError(FornixError):
     code = "CHECKPOINT"
 
 
+class TrainingError(FornixError):
+    """Training that can't go on: its numbers are not finite any more."""
+
+    code = "TRAINING"
+
+
 def error_from_code(code: str, message: str) -> FornixError:
     """Return the error that a server's error reply stands for (`FornixError` for an unknown code)."""
     known = {kind.code: kind for kind in FornixError.__subclasses__()}

@@ -14,8 +14,8 @@ from typing import Protocol
 import zmq
 
 from fornix.common.addresses import check_address
-from fornix.common.errors import UnreachableError
-from fornix.common.messages import REPLIES, Reply, Request
+from fornix.common.errors import AddressError, ProtocolError, UnreachableError
+from fornix.common.messages import REPLIES, Refused, Reply, Request
 from fornix.common.wire import Buffer, UndecodableError, decode, encode
 
 
@@ -26,7 +26,7 @@ class Transport(Protocol):
         """Send a request on its way, and return its number."""
 
     def poll(self, number: int) -> Reply | None:
-        """Return the reply if it is there; it is handed out once."""
+        """Return the reply if it is there; it is handed out once. Raises as `wait` does."""
 
     def wait(self, number: int) -> Reply:
         """Wait for the reply and return it; it is handed out once.
@@ -46,8 +46,13 @@ class Transport(Protocol):
 class _InFlight:
     frames: list[Buffer]
     patience_s: float
-    began: float
-    sent: float
+    """How long one attempt may take."""
+    limit_s: float
+    """How long all attempts together may take."""
+    left_s: float
+    """What of the limit no attempt has been given yet."""
+    due: float = 0.0
+    """When the present attempt has failed."""
     reply: Reply | None = None
 
 
@@ -55,7 +60,9 @@ class ZmqTransport:
     """Requests over a DEALER socket.
 
     A request without an answer is sent again through a new socket, with all others in flight and in
-    their order; the server recognises what it has applied. For use by one thread.
+    their order; the server recognises what it has applied. Time in which nobody looks for a reply
+    counts as one attempt at most, so that a process that was stopped for a while goes on. For use by
+    one thread.
 
     Args:
         address: of the server, `tcp://` or `ipc://`.
@@ -83,35 +90,34 @@ class ZmqTransport:
         self._flights: dict[int, _InFlight] = {}
         self._last_number = 0
         self.reconnects = 0
-        self._socket = self._connect()
+        try:
+            self._socket = self._connect()
+        except AddressError:
+            if self._own_context:
+                self._context.term()
+            raise
 
     def send(self, request: Request) -> int:
         """Send a request on its way, and return its number."""
         self._last_number += 1
         frames = encode(request, self._last_number)
-        now = self._clock()
-        patience_s = self._retry_after_s + getattr(request, "timeout_s", 0.0)
-        self._flights[self._last_number] = _InFlight(frames, patience_s, now, now)
-        self._transmit(frames)
+        server_s = getattr(request, "timeout_s", 0.0)
+        limit_s = self._give_up_after_s + server_s
+        flight = _InFlight(frames, self._retry_after_s + server_s, limit_s, limit_s)
+        self._flights[self._last_number] = flight
+        self._attempt(flight)
         return self._last_number
 
     def poll(self, number: int) -> Reply | None:
         """Return the reply if it is there; it is handed out once."""
-        self._receive(0)
-        return self._take(number)
+        return self._look(number, 0)
 
     def wait(self, number: int) -> Reply:
         """Wait for the reply and return it; it is handed out once."""
-        flight = self._flights[number]
-        while flight.reply is None:
-            left_s = flight.sent + flight.patience_s - self._clock()
-            if left_s > 0:
-                self._receive(left_s)
-            else:
-                self._require_hope(flight)
-                self._send_all_again()
-        del self._flights[number]
-        return flight.reply
+        while True:
+            reply = self._look(number, self._flights[number].due - self._clock())
+            if reply is not None:
+                return reply
 
     def forget(self, number: int) -> None:
         """Drop a request whose reply nobody wants any more."""
@@ -123,17 +129,48 @@ class ZmqTransport:
         if self._own_context:
             self._context.term()
 
-    def _take(self, number: int) -> Reply | None:
-        reply = self._flights[number].reply
+    def _look(self, number: int, timeout_s: float) -> Reply | None:
+        """Wait for a reply; begin another attempt, or give up, when the present one has failed."""
+        flight = self._flights[number]
+        if flight.reply is None:
+            self._receive(timeout_s)
+        reply: Reply | None = flight.reply
         if reply is not None:
             del self._flights[number]
+        elif self._clock() >= flight.due:
+            self._attempt_failed(number)
         return reply
+
+    def _attempt_failed(self, number: int) -> None:
+        limit_s, left_s = self._flights[number].limit_s, self._flights[number].left_s
+        if left_s <= 0:
+            del self._flights[number]
+        self._send_all_again()
+        if left_s <= 0:
+            raise UnreachableError(
+                f"no replay server answered at {self._address} for {limit_s:g} s; start one with "
+                f"'fornix replay --address {self._address}', or correct the address"
+            )
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
-        socket.connect(self._address)
+        try:
+            socket.connect(self._address)
+        except zmq.ZMQError as error:
+            socket.close()
+            raise AddressError(
+                f"can't connect to {self._address}: {error.strerror}; give the address that the server "
+                f"says it answers at"
+            ) from None
         return socket
+
+    def _attempt(self, flight: _InFlight) -> None:
+        """Send, and give the server a share of the time that is left to answer in."""
+        share_s = min(flight.patience_s, flight.left_s)
+        flight.left_s -= share_s
+        flight.due = self._clock() + share_s
+        self._transmit(flight.frames)
 
     def _transmit(self, frames: list[Buffer]) -> None:
         # a full queue is as good as a loss: the request is sent again when patience runs out
@@ -149,21 +186,20 @@ class ZmqTransport:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            try:
-                number, reply = decode([frame.buffer for frame in frames], REPLIES)
-            except UndecodableError:
-                continue  # as good as lost
-            flight = self._flights.get(number)
-            if flight is not None:
-                flight.reply = reply
+            self._put_down([frame.buffer for frame in frames])
 
-    def _require_hope(self, flight: _InFlight) -> None:
-        silent_s = self._clock() - flight.began
-        if silent_s > self._give_up_after_s + flight.patience_s - self._retry_after_s:
-            raise UnreachableError(
-                f"no replay server answered at {self._address} for {silent_s:.0f} s; start one with "
-                f"'fornix replay --address {self._address}', or correct the address"
-            )
+    def _put_down(self, frames: list[Buffer]) -> None:
+        number: int | None
+        reply: Reply
+        try:
+            number, reply = decode(frames, REPLIES)
+        except UndecodableError as error:
+            number = error.message_id  # without one it is as good as lost
+            text = f"the answer of the server at {self._address} can't be read: {error}"
+            reply = Refused(code=ProtocolError.code, message=text)
+        flight = None if number is None else self._flights.get(number)
+        if flight is not None:
+            flight.reply = reply
 
     def _send_all_again(self) -> None:
         """Send whatever has no reply again, in order, through a new socket."""
@@ -172,5 +208,5 @@ class ZmqTransport:
         self.reconnects += 1
         for flight in self._flights.values():
             if flight.reply is None:
-                flight.sent = self._clock()
-                self._transmit(flight.frames)
+                flight.left_s += max(0.0, flight.due - self._clock())
+                self._attempt(flight)

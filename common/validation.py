@@ -21,7 +21,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     """Return a sentence on the first fault: where, which value, what was expected."""
     faults = error.errors(include_url=False, include_context=True)
-    fault = faults[0]
+    # a misspelt key is missing under its right name too: the misspelling says more
+    fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     where = _cut(".".join(key_path(model, fault["loc"])))
     if fault["type"] == "extra_forbidden":
         known = _fields_at(model, fault["loc"][:-1])

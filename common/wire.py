@@ -29,6 +29,7 @@ MAX_FRAMES = 64
 MAX_MESSAGE_BYTES = 1 << 28
 
 _FRAME_REFERENCE = 1  # the msgpack extension type of a reference to a raw frame
+_MAX_REFERENCE_BYTES = 256
 
 Buffer = bytes | memoryview
 MessageT = TypeVar("MessageT", bound=Request | Reply)
@@ -65,7 +66,7 @@ def encode(message: Request | Reply, message_id: int) -> list[Buffer]:
 def decode(frames: Sequence[Buffer], kinds: Mapping[str, type[MessageT]]) -> tuple[int, MessageT]:
     """Return the id and the message that `frames` hold.
 
-    Arrays are read-only views of the frames.
+    Large arrays are views of the frames, small ones are copies; both are the caller's to write to.
 
     Args:
         frames: the header and the raw frames.
@@ -186,12 +187,15 @@ class _Guard:
         if not isinstance(data, bytes):
             raise ProtocolError(f"an array's data is a {type(data).__name__}; it must be bytes")
         _check_array(value[b"type"], value[b"shape"], len(data))
-        return _checked_bools(msgpack_numpy.decode(value))
+        return _checked_bools(msgpack_numpy.decode(value).copy())
 
     def extension(self, code: int, data: bytes) -> object:
         """Admit a reference to a raw frame, and nothing else."""
-        if code != _FRAME_REFERENCE or len(data) > 256:
-            raise ProtocolError(f"msgpack extension {code} of {len(data)} bytes is refused")
+        if code != _FRAME_REFERENCE or len(data) > _MAX_REFERENCE_BYTES:
+            raise ProtocolError(
+                f"msgpack extension {code} of {len(data)} bytes is refused; only {_FRAME_REFERENCE} is "
+                f"admitted, a reference to a raw frame, of at most {_MAX_REFERENCE_BYTES} bytes"
+            )
         reference = msgpack.unpackb(data, use_list=False)
         if not isinstance(reference, tuple) or len(reference) != 3:
             raise ProtocolError("a reference to a raw frame must be (index of the frame, dtype, shape)")

@@ -37,8 +37,8 @@ class Checkpoint:
 
     @property
     def acting_weights(self) -> dict[str, Tensor]:
-        """The weights that actors act with."""
-        return self.state.section("online.")
+        """The weights that actors act with: the target network's, a running mean of the online ones."""
+        return self.state.section("target.")
 
 
 def folder(run_dir: Path, policy: str) -> Path:

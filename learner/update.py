@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fornix.common.config import LearnerConfig, NetworkConfig
-from fornix.common.errors import CheckpointError
+from fornix.common.errors import CheckpointError, TrainingError
 from fornix.common.networks import ImplicitQuantileNetwork, stratified
 from fornix.learner.losses import double_q_targets, quantile_huber_loss, take_action
 from fornix.learner.state import LearnerState, adam_shapes
@@ -70,11 +70,11 @@ class Learner:
         """Make one gradient step and one soft target update; return metrics of the step.
 
         Raises:
-            FloatingPointError: The loss is not finite. The weights are as they were before.
+            TrainingError: The loss is not finite. The weights are as they were before.
         """
         loss, value = self._loss(batch)
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(
+            raise TrainingError(
                 f"the loss of gradient step {self.gradient_steps} is {loss.item()}; "
                 "look for rewards or frames that are not finite, or lower learning_rate"
             )
@@ -118,8 +118,11 @@ class Learner:
             target.lerp_(online, self.config.tau)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return copies of the weights that actors act with."""
-        return {name: tensor.clone() for name, tensor in self.online.state_dict().items()}
+        """Return copies of the weights to act with: the target network's.
+
+        They average the online network's over the last 1/tau steps, and score higher and steadier.
+        """
+        return {name: tensor.clone() for name, tensor in self.target.state_dict().items()}
 
     def state_dict(self) -> LearnerState:
         """Return copies of everything that the next updates depend on."""

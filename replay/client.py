@@ -12,7 +12,7 @@ import zmq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from fornix.common.errors import InvalidRequestError, ProtocolError, error_from_code
+from fornix.common.errors import EvictedError, InvalidRequestError, ProtocolError, error_from_code
 from fornix.common.messages import (
     Batch,
     CreateTable,
@@ -38,6 +38,8 @@ from fornix.common.signature import Signature
 from fornix.common.transport import Transport, ZmqTransport
 from fornix.common.validation import first_fault
 from fornix.replay.steps import Steps
+
+_NOT_APPLIED = (InvalidRequestError.code, EvictedError.code)
 
 T = TypeVar("T")
 ReplyT = TypeVar("ReplyT", bound=Reply)
@@ -132,6 +134,7 @@ class Writer:
         self.incarnation = incarnation
         self.lanes = lanes
         self._next = sequence
+        self._newest: Observe | None = None
 
     def observe(
         self,
@@ -142,6 +145,9 @@ class Writer:
         timeout_s: float = 10.0,
     ) -> Pending[Stacks]:
         """Append steps, and ask for the stack of each lane in them.
+
+        Steps that the server refuses as invalid have no place in the order: the next ones take it.
+        Those that timed out do: send them again.
 
         Raises:
             InvalidRequestError: if the steps don't fit the table's signature; nothing is sent.
@@ -158,8 +164,17 @@ class Writer:
             timeout_s=timeout_s,
             **steps.__dict__,
         )
+        pending = Pending(self._transport, request, lambda reply: self._finish(request, reply))
         self._next += 1
-        return Pending(self._transport, request, _expect(Stacks))
+        self._newest = request
+        return pending
+
+    def _finish(self, request: Observe, reply: Reply) -> Stacks:
+        refused = isinstance(reply, Refused) and reply.code in _NOT_APPLIED
+        if refused and self._newest is request:
+            self._next = request.sequence
+            self._newest = None  # the reply may be looked at again
+        return _expect(Stacks)(reply)
 
 
 class Client:

@@ -7,13 +7,16 @@ drawn, the minimum size M, the ratio ρ and the buffer E (in inserts), the table
 
 A sample may go ahead while I >= M and d > -ρ·E; an insert may go ahead while I < M or d < ρ·E. Either
 side looks at the state before its own request, so a request may overshoot by its own size, and in
-every state at least one side is open: the two can never wait for each other.
+every state at least one side is open: the two can never wait for each other. (A sample may also wait
+for a start, with the limiter open; then `Table.may_insert` lets inserts go ahead.)
 """
 
 from dataclasses import dataclass
 
 from fornix.common.errors import InvalidRequestError
 from fornix.common.messages import LimiterSpec
+
+_MAX_BOUND = 1e15  # below it a float64 still counts single transitions
 
 
 @dataclass
@@ -37,7 +40,14 @@ class Limiter:
                 "samples_per_insert and error_buffer_inserts belong together; set both, or neither "
                 "for a free limiter"
             )
-        return cls(spec)
+        limiter = cls(spec)
+        if spec.samples_per_insert is not None and not 0 < limiter._bound < _MAX_BOUND:
+            raise InvalidRequestError(
+                f"samples_per_insert {spec.samples_per_insert} × error_buffer_inserts "
+                f"{spec.error_buffer_inserts} is {limiter._bound}, so one side could never open; it "
+                f"must lie in (0, {_MAX_BOUND:g})"
+            )
+        return limiter
 
     @property
     def surplus(self) -> float | None:

@@ -80,7 +80,8 @@ class Ring:
             self._columns[name][slots] = values
         self._columns["number"][slots] = numbers
         linked = predecessors >= 0
-        self._back[slots] = np.where(linked, numbers - predecessors, 0)
+        # a distance that the column can't hold is as good as any other beyond the ring
+        self._back[slots] = np.where(linked, np.minimum(numbers - predecessors, ENDS), 0)
         self._forward[slots] = 0
         self.head += count
         known = predecessors >= self.tail

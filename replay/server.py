@@ -6,9 +6,9 @@ import os
 
 import zmq
 
-from fornix.common.addresses import check_address
-from fornix.common.errors import AddressError
-from fornix.common.messages import REQUESTS
+from fornix.common.addresses import check_address, is_served_ipc
+from fornix.common.errors import AddressError, ProtocolError
+from fornix.common.messages import REQUESTS, Reply
 from fornix.common.wire import MAX_MESSAGE_BYTES, Buffer, UndecodableError, decode, encode
 from fornix.replay.service import Answer, ReplayService
 
@@ -35,6 +35,10 @@ class ReplayServer:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         check_address(address)
+        if is_served_ipc(address):
+            raise AddressError(
+                f"can't serve at {address}: another server does; stop it, or choose another address"
+            )
         self._service = service
         self._own_context = context is None
         self._context = context or zmq.Context()
@@ -108,9 +112,15 @@ class ReplayServer:
     def _send(self, answers: list[Answer]) -> None:
         for (client, number), reply in answers:
             try:
-                frames = encode(reply, number)
+                frames = self._encode(reply, number)
                 self._socket.send_multipart([client, *frames], zmq.NOBLOCK, copy=False)
             except zmq.ZMQError as error:
                 # gone, or too slow to read: it will ask again through a new socket
                 self.undeliverable += 1
                 _LOG.debug("no way to client %s: %s", client.hex(), error)
+
+    def _encode(self, reply: Reply, number: int) -> list[Buffer]:
+        try:
+            return encode(reply, number)
+        except ProtocolError as error:  # more than a message may hold
+            return encode(self._service.refuse(error), number)

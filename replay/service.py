@@ -5,6 +5,7 @@ that has to wait is parked; the event that opens it, or its deadline, answers it
 is whatever the caller knows a request by; it comes back with the reply.
 """
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable
@@ -47,6 +48,8 @@ from fornix.replay.info import Reports, Watch, describe
 from fornix.replay.storage import AnonymousColumns, nbytes
 from fornix.replay.table import Table
 
+_LOG = logging.getLogger(__name__)
+
 #: Who asked, as the caller knows it, and the number of the request.
 Ticket = tuple[Any, int]
 Answer = tuple[Ticket, Reply]
@@ -74,6 +77,11 @@ class _Place:
     watch: Watch
     inserts: deque[_Parked] = field(default_factory=deque)
     samples: deque[_Parked] = field(default_factory=deque)
+
+    def may_insert(self) -> bool:
+        """Whether the table takes an insert now, seeing who waits for a sample."""
+        waiting = self.samples[0].request if self.samples else None
+        return self.table.may_insert(waiting if isinstance(waiting, Sample) else None)
 
 
 class ReplayService:
@@ -107,18 +115,19 @@ class ReplayService:
         """Take one request; return all replies that are due now, its own among them or later."""
         try:
             reply = self._handle(request, ticket)
-        except FornixError as error:
-            reply = self.refuse(error)
         except Exception as error:  # a fault of ours must not end the server
-            reply = self.refuse(ServerError(f"{type(error).__name__} in the server: {error}"))
+            reply = self.refuse(error)
         answers = [] if reply is None else [(ticket, reply)]
         if isinstance(request, Observe | Sample) and request.table in self._places:
             self._release(self._places[request.table], answers)
         return answers
 
-    def refuse(self, error: FornixError) -> Refused:
+    def refuse(self, error: Exception) -> Refused:
         """Return the reply that stands for an error, and count it."""
         self._refused += 1
+        if not isinstance(error, FornixError):
+            _LOG.error("a fault of the server", exc_info=error)
+            error = ServerError(f"{type(error).__name__} in the server: {error}")
         return Refused(code=error.code, message=str(error))
 
     def expire(self) -> list[Answer]:
@@ -181,7 +190,7 @@ class ReplayService:
         place = self._place(request.table)
         if place.table.is_repeated(request):
             return place.table.answer_again(request)
-        if not place.inserts and place.table.may_insert():
+        if not place.inserts and place.may_insert():
             return self._insert(place, request)
         place.table.check(request)
         self._park(place.inserts, ticket, request)
@@ -198,6 +207,7 @@ class ReplayService:
     @_handle.register
     def _(self, request: Sample, ticket: Ticket) -> Reply | None:
         place = self._place(request.table)
+        place.table.check_sample(request)
         reply = None if place.samples else self._sample(place, request)
         if reply is None:
             self._park(place.samples, ticket, request)
@@ -259,7 +269,7 @@ class ReplayService:
             moved = False
             if place.samples:
                 moved |= self._try_first(place, place.samples, self._sample, answers)
-            if place.inserts and place.table.may_insert():
+            if place.inserts and place.may_insert():
                 moved |= self._try_first(place, place.inserts, self._insert, answers)
 
     def _try_first(
@@ -276,7 +286,7 @@ class ReplayService:
             done = action(place, parked.request)
             held_s = self._clock() - parked.since
             reply = None if done is None else done.model_copy(update={"held_s": held_s})
-        except FornixError as error:
+        except Exception as error:  # as in submit
             reply = self.refuse(error)
         if reply is None:
             return False

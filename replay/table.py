@@ -18,6 +18,7 @@ from fornix.common.errors import (
     UnknownWriterError,
 )
 from fornix.common.messages import FIRST, LAST, Array, Batch, Observe, Sample, Stacks, TableSpec
+from fornix.common.wire import MAX_MESSAGE_BYTES
 from fornix.replay.lanes import Writer, waves
 from fornix.replay.limiter import Limiter
 from fornix.replay.ring import NONE, Numbers, Ring
@@ -28,6 +29,9 @@ from fornix.replay.transitions import assemble
 
 _EPISODES_KEPT = 100
 _INDEXES_KEPT = 4
+_MAX_WRITERS = 1024
+_KEY_BYTES = 8
+_BATCH_ROW_BYTES = 48  # of a transition's numbers, beside its frames and what a step holds
 
 
 class Table:
@@ -66,6 +70,11 @@ class Table:
                     f"number, or a new incarnation"
                 )
             return known.sequence + 1
+        if known is None and len(self.writers) >= _MAX_WRITERS:
+            raise InvalidRequestError(
+                f"the table has {_MAX_WRITERS} writers; that is the limit; take the name of one that is "
+                f"gone"
+            )
         needed = lanes * (self.spec.signature.n_frames + 1)
         if needed > self.spec.capacity_steps:
             raise InvalidRequestError(
@@ -126,6 +135,8 @@ class Table:
         if np.any(request.terminated & (request.step_type != LAST)):
             raise InvalidRequestError("terminated is true on a step that is not LAST; send LAST with it")
         self._check_payload(request, rows)
+        if request.stacks:
+            self._require_sendable(rows)
         return writer
 
     def observe(self, request: Observe, now: float) -> Stacks:
@@ -163,20 +174,27 @@ class Table:
         """Return the same answer as when `request` was applied.
 
         Raises:
-            SequenceError: if it was applied too long ago to be known.
-            EvictedError: if its steps have been overwritten since.
+            SequenceError: if it was applied too long ago to be known, or its stacks have been
+                overwritten since.
         """
         writer = self._writer(request)
         for sequence, rows in writer.answers:
             if sequence == request.sequence:
-                return self._answer(rows, request.stacks)
+                try:
+                    return self._answer(rows, request.stacks)
+                except EvictedError as error:
+                    raise SequenceError(
+                        f"request {sequence} of writer {writer.name!r} was applied, and {error}"
+                    ) from None
         raise SequenceError(
-            f"request {request.sequence} of writer {writer.name!r} was applied, but only the last "
-            f"{len(writer.answers)} can be answered again; the next number is {writer.sequence + 1}"
+            f"request {request.sequence} of writer {writer.name!r} is not among the last "
+            f"{len(writer.answers)}, which alone can be answered again; the next number is "
+            f"{writer.sequence + 1}"
         )
 
     def stacks(self, keys: Numbers) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
+        self._require_sendable(len(keys))
         return self._answer(keys, stacks=True)
 
     def sample(self, request: Sample) -> Batch | None:
@@ -192,11 +210,27 @@ class Table:
             self.ring, self._stacker, drawn, 1.0 / starts.count, request.n_step, request.discount
         )
 
-    def may_insert(self) -> bool:
-        """Whether an insert may go ahead: the limiter lets it, or samplers need it to find a start."""
+    def check_sample(self, request: Sample) -> None:
+        """Raise InvalidRequestError if the batch could not be sent."""
+        signature = self.spec.signature
+        frames = signature.n_frames + request.n_step
+        row = frames * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
+        if request.batch_size * row > MAX_MESSAGE_BYTES:
+            raise InvalidRequestError(
+                f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes at {frames} "
+                f"frames each; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
+                f"{MAX_MESSAGE_BYTES // row}"
+            )
+
+    def may_insert(self, waiting: Sample | None) -> bool:
+        """Whether an insert may go ahead: the limiter lets it, or a sample waits for a start."""
         if self.limiter.may_insert():
             return True
-        return bool(self._starts) and not any(starts.count for starts in self._starts.values())
+        return (
+            waiting is not None
+            and self.limiter.may_sample()
+            and self._starts_for(waiting.n_step).count == 0
+        )
 
     def why_no_sample(self, request: Sample) -> str:
         """Return what `request` waits for, and what would open it."""
@@ -206,6 +240,14 @@ class Table:
             f"none of the {len(self.ring)} steps can be started from yet: a start needs its whole "
             f"stack and the {request.n_step} steps after it, or its episode's end; more steps open it"
         )
+
+    def _require_sendable(self, stacks: int) -> None:
+        one = self._stacker.n_frames * self.spec.signature.frame.nbytes + _KEY_BYTES
+        if stacks * one > MAX_MESSAGE_BYTES:
+            raise InvalidRequestError(
+                f"{stacks} stacks take {stacks * one:,} bytes; a message may have "
+                f"{MAX_MESSAGE_BYTES:,}; ask for at most {MAX_MESSAGE_BYTES // one} at once"
+            )
 
     def _writer(self, request: Observe) -> Writer:
         writer = self.writers.get(request.writer)

@@ -83,13 +83,13 @@ def test_network_without_noisy_layers_draws_no_noise():
 def test_noise_has_the_spread_that_its_scale_says():
     layer = NoisyLinear(4, 3, sigma=0.5, generator=generator())
     draws, source = [], generator(1)
-    for _ in range(20_000):
+    for _ in range(4_000):
         layer.resample(source)
         draws.append((layer.effective()[0] - layer.weight).detach())
     spread = torch.stack(draws).square().mean(0).sqrt()
     # Var f(ε)f(ε') with f(x) = sign(x)√|x| is (E|ε|)² = 2/π, times σ = 0.5/√4.
     expected = torch.full((3, 4), 0.25 * (2 / torch.pi) ** 0.5)
-    torch.testing.assert_close(spread, expected, rtol=0.03, atol=0)
+    torch.testing.assert_close(spread, expected, rtol=0.06, atol=0)
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone():

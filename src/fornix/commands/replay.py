@@ -1,0 +1,68 @@
+"""`fornix replay`: serve the memory."""
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from fornix import __version__
+from fornix.commands.shared import CONFIG_HELP, StopSignals, add_config_file, command_parser, log_as
+from fornix.common.settings import ConfigFlags, resolve
+from fornix.replay.server import ReplayServer
+from fornix.replay.service import ReplayService
+
+_LOG = logging.getLogger(__name__)
+
+_ABOUT = """\
+Serve one replay memory over ZeroMQ until stopped. It needs neither FILE nor torch: the tables, their
+signatures and their sizes come from the clients that create them, ours or anyone's.
+"""
+_EXAMPLES = """\
+fornix replay
+fornix replay --address tcp://0.0.0.0:5555 --memory-gb 8
+fornix replay configs/treasurehunt.yaml        serves at that file's replay.address
+fornix inspect tcp://127.0.0.1:5555            shows what it holds
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve until SIGINT or SIGTERM."""
+    parser = command_parser(
+        "replay", _ABOUT, _EXAMPLES, "[FILE] [--address A] [--memory-gb N] [--KEY VALUE ...]"
+    )
+    add_config_file(parser, required=False)
+    parser.add_argument("--address", metavar="A", help="where to answer; the same as --replay.address")
+    parser.add_argument(
+        "--memory-gb", metavar="N", type=float, help="limit on all tables together (¾ of the machine's)"
+    )
+    parser.epilog = CONFIG_HELP
+    flags = ConfigFlags(parser)
+    options = parser.parse(arguments)
+    values = flags.values(options)
+    if options.address is not None:
+        values["replay"] = values.get("replay", {}) | {"address": options.address}
+    if options.memory_gb is not None and not 0 < options.memory_gb < 1e9:
+        parser.error(f"--memory-gb {options.memory_gb:g} must be above 0")
+    config = resolve(options.file, values)
+    return _serve(config.replay.address, config.seed, options.memory_gb)
+
+
+def _serve(address: str, seed: int, memory_gb: float | None) -> int:
+    log_as("replay")
+    memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
+    service = ReplayService(time.monotonic, seed=seed, memory_bytes=memory_bytes, version=__version__)
+    with StopSignals() as signals:
+        server = ReplayServer(service, address)
+        threading.Thread(target=_stop_after, args=(signals.event, server), daemon=True).start()
+        print(f"replay server answers at {server.address}", flush=True)
+        try:
+            server.serve()
+        finally:
+            server.close()
+        _LOG.info("has ended")
+    return signals.exit_code
+
+
+def _stop_after(event: threading.Event, server: ReplayServer) -> None:
+    event.wait()
+    server.stop()
