@@ -29,6 +29,8 @@ class Reporter:
         if now - self._then < PERIOD_S:
             return
         totals = np.sum([(v.agent_steps, v.waited_s, v.held_s) for v in self._actor.vectors], axis=0)
+        if totals[0] < self._before[0]:  # the actor has begun anew since
+            self._before = np.zeros(3)
         steps, waited_s, held_s = (totals - self._before) / (now - self._then)
         self._then, self._before = now, totals
         metrics = {

@@ -12,6 +12,7 @@ from fornix.actor.reporting import Reporter
 from fornix.actor.vector import VectorActor
 from fornix.common.config import RunConfig
 from fornix.common.errors import (
+    EvictedError,
     SequenceError,
     UnknownTableError,
     UnknownWriterError,
@@ -58,7 +59,7 @@ def act(
 
 
 class _ActorLoop:
-    """Advances an actor's halves in turn, reports, and begins anew where the server forgot it."""
+    """Advances an actor's halves in turn, reports, and begins anew where its episodes are lost."""
 
     def __init__(self, actor: Actor, client: Client, source: str) -> None:
         self._actor = actor
@@ -71,8 +72,8 @@ class _ActorLoop:
                 self._actor.begin()
                 _LOG.info("acts in %d copies", sum(v.copies for v in self._actor.vectors))
                 self._take_turns(stop)
-            except (UnknownTableError, UnknownWriterError, SequenceError) as error:
-                _LOG.warning("begins anew, since the server forgot it: %s", error)
+            except (UnknownTableError, UnknownWriterError, SequenceError, EvictedError) as error:
+                _LOG.warning("begins anew, since its open episodes are lost: %s", error)
             except UnreachableError as error:
                 _LOG.warning("waits for the replay server: %s", error)
 

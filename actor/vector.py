@@ -138,7 +138,7 @@ class VectorActor:
         epsilon: NDArray[np.float64],
         rng: np.random.Generator,
         *,
-        timeout_s: float = 1.0,
+        timeout_s: float = 0.5,
         clock: Callable[[], float] = time.monotonic,
         seen: Callable[[Stacks], None] | None = None,
     ) -> None:

@@ -17,7 +17,7 @@ from typing import Protocol
 import zmq
 from torch import Tensor
 
-from fornix.common.addresses import check_address
+from fornix.common.addresses import check_address, is_served_ipc
 from fornix.common.errors import AddressError
 from fornix.common.tensors import DamagedTensorsError, pack, unpack
 
@@ -86,6 +86,11 @@ class WeightsPublisher:
 
     def __init__(self, address: str, incarnation: int | None = None, beat_s: float = BEAT_S) -> None:
         check_address(address)
+        if is_served_ipc(address):
+            raise AddressError(
+                f"can't publish at {address}: another process serves there; stop it, or choose another "
+                f"address"
+            )
         self._incarnation = time.time_ns() if incarnation is None else incarnation
         self._beat_s = beat_s
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()

@@ -10,12 +10,7 @@ from typing import Protocol
 import torch
 
 from fornix.common.config import LearnerConfig
-from fornix.common.errors import (
-    FornixError,
-    UnknownTableError,
-    UnreachableError,
-    WaitTimeoutError,
-)
+from fornix.common.errors import UnknownTableError, UnreachableError, WaitTimeoutError
 from fornix.common.signature import Signature
 from fornix.learner.update import Batch
 from fornix.replay.client import Client, Pending, Transitions
@@ -96,7 +91,7 @@ class PrefetchedBatches:
         self._address = address
         self._seen = seen
         self._asked = (table, signature, config)
-        self._ready: queue.Queue[Batch | FornixError] = queue.Queue(_IN_FLIGHT)
+        self._ready: queue.Queue[Batch | Exception] = queue.Queue(_IN_FLIGHT)
         self._stop = threading.Event()
         self.doing = ""
         self._thread = threading.Thread(target=self._serve, name=f"prefetch-{table}", daemon=True)
@@ -106,13 +101,13 @@ class PrefetchedBatches:
         """Return the next batch, or None if none has come in time.
 
         Raises:
-            FornixError: that ended the thread, such as a refusal of the request.
+            Exception: that ended the thread, such as a FornixError that refuses the request.
         """
         try:
             batch = self._ready.get(timeout=timeout_s)
         except queue.Empty:
             return None
-        if isinstance(batch, FornixError):
+        if isinstance(batch, Exception):
             raise batch
         return batch
 
@@ -125,7 +120,7 @@ class PrefetchedBatches:
         try:
             with Client.connect(self._address, name="learner", give_up_after_s=_GIVE_UP_AFTER_S) as client:
                 self._prefetch(_Request(client, *self._asked))
-        except FornixError as error:
+        except Exception as error:  # or the learner would wait for ever, and not know why
             self._put(error)
 
     def _prefetch(self, request: "_Request") -> None:
@@ -150,7 +145,7 @@ class PrefetchedBatches:
                     self._seen(transitions)
                 self._put(to_batch(transitions))
 
-    def _put(self, item: Batch | FornixError) -> None:
+    def _put(self, item: Batch | Exception) -> None:
         while not self._stop.is_set():
             with contextlib.suppress(queue.Full):
                 self._ready.put(item, timeout=0.5)
@@ -173,5 +168,5 @@ class _Request:
             n_step=self._config.n_step,
             discount=self._config.discount,
             n_frames=self._n_frames,
-            timeout_s=1.0,
+            timeout_s=0.5,
         )

@@ -92,13 +92,14 @@ def load(path: Path) -> Checkpoint:
             signature=Signature.model_validate_json(metadata["signature"]),
             version=int(metadata["version"]),
             seconds=float(metadata["seconds"]),
-            state=LearnerState(tensors, _integers(json.loads(metadata["scalars"]))),
+            state=LearnerState(tensors, _scalars(json.loads(metadata["scalars"]))),
         )
     except OSError as error:
         raise CheckpointError(f"can't read checkpoint {path}: {error.strerror or error}") from None
-    except (DamagedTensorsError, ValueError, KeyError, TypeError) as error:
+    except (DamagedTensorsError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"checkpoint {path} is damaged: {error!s:.200}; remove it to go on from the one before it"
+            f"checkpoint {path} is damaged: {reason:.200}; remove it to go on from the one before it"
         ) from None
 
 
@@ -117,9 +118,11 @@ def load_newest(run_dir: Path, policy: str) -> Checkpoint:
     return load(paths[-1])
 
 
-def _integers(scalars: object) -> dict[str, int]:
+def _scalars(scalars: object) -> dict[str, int]:
     if not isinstance(scalars, dict) or not all(type(value) is int for value in scalars.values()):
         raise ValueError("its scalars are no integers")
+    if scalars.get("gradient_steps", -1) < 0:
+        raise ValueError("it doesn't say how many gradient steps were made")
     return scalars
 
 

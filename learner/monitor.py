@@ -94,7 +94,8 @@ class Monitor:
                 mine = self._progress.measure()
                 try:
                     client.report(self._source, self._progress.doing, mine).result()
-                    self._metrics.write(mine | of_run(client.info(), self._progress.version))
+                    everyone = of_run(client.info(), self._progress.version)
+                    self._metrics.write(mine | self._progress.of_policies() | everyone)
                 except FornixError as error:
                     _LOG.warning("could not ask the server: %s", error)
                 except OSError as error:
@@ -102,7 +103,7 @@ class Monitor:
 
 
 class Progress:
-    """How far trainers are, and how fast. One policy's metrics go by their own names."""
+    """How far trainers are, and how fast."""
 
     def __init__(self, trainers: Sequence[PolicyTrainer], gradient_steps: int) -> None:
         self._trainers = trainers
@@ -122,7 +123,7 @@ class Progress:
         return max(trainer.version for trainer in self._trainers)
 
     def measure(self) -> dict[str, float]:
-        """Return the metrics of the time since the last call."""
+        """Return the metrics of the time since the last call; those of training are the policies' mean."""
         now, counts = time.monotonic(), self._counts()
         steps, waited_s = (counts - self._before) / max(now - self._then, 1e-9)
         self._then, self._before = now, counts
@@ -134,10 +135,15 @@ class Progress:
             "policy_version": float(self.version),
             "seconds": max(trainer.seconds for trainer in self._trainers),
         }
-        for trainer in self._trainers:
-            prefix = "" if len(self._trainers) == 1 else f"{trainer.policy}/"
-            metrics |= {prefix + name: value for name, value in trainer.metrics.items()}
+        for name in sorted({name for trainer in self._trainers for name in trainer.metrics}):
+            values = [t.metrics[name] for t in self._trainers if name in t.metrics]
+            metrics[name] = float(np.mean(values))
         return metrics
+
+    def of_policies(self) -> dict[str, float]:
+        """Return each policy's own metrics, of which there may be many; none where there is one policy."""
+        several = self._trainers if len(self._trainers) > 1 else ()
+        return {f"{t.policy}/{name}": value for t in several for name, value in t.metrics.items()}
 
     def _counts(self) -> Any:
         return np.sum([(t.learner.gradient_steps, t.waited_s) for t in self._trainers], axis=0)
@@ -151,7 +157,7 @@ def of_run(info: Info, version: int) -> dict[str, float]:
         "agent_steps": float(sum(table["inserts"] for table in tables)),
         "agent_steps_per_s": float(sum(table["inserts_per_s"] for table in tables)),
         "samples_per_s": float(sum(table["samples_per_s"] for table in tables)),
-        "samples_per_insert": float(np.mean([table["samples_per_insert"] for table in tables])),
+        "samples_per_insert": float(np.mean([table["samples_per_insert"] for table in tables] or [0.0])),
     }
     for name in ("score", "score_greedy", "waiting_share", "limiter_share"):
         values = [actor[name] for actor in actors if name in actor]

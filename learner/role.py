@@ -14,7 +14,6 @@ from fornix.common.policies import policy_groups
 from fornix.common.signature import Signature
 from fornix.common.weights import WeightsPublisher
 from fornix.learner.batches import PrefetchedBatches
-from fornix.learner.checkpoints import list_checkpoints
 from fornix.learner.monitor import Monitor
 from fornix.learner.trainer import PolicyTrainer
 from fornix.replay.client import Client, Transitions
@@ -61,8 +60,7 @@ def learn(
                 PrefetchedBatches(config.replay.address, policy, signature, config.learner, seen)
             )
             trainers.append(PolicyTrainer(config, policy, signature, sources[-1], publisher, run_dir))
-            if resume and list_checkpoints(run_dir, policy):
-                trainers[-1].resume()
+            trainers[-1].begin(resume)
         with Monitor(config, run_dir, index, trainers):
             _train(trainers, stop)
         for trainer in trainers:
@@ -78,11 +76,10 @@ def _train(trainers: list[PolicyTrainer], stop: threading.Event) -> None:
     _LOG.info("trains %s", ", ".join(repr(trainer.policy) for trainer in trainers))
     timeout_s = 0.5 if len(trainers) == 1 else 0.005
     while not stop.is_set():
-        unfinished = [trainer for trainer in trainers if not trainer.done]
-        if not unfinished:
+        if all(trainer.done for trainer in trainers):
             _LOG.info("has made all gradient steps")
             return
-        for trainer in unfinished:
+        for trainer in trainers:
             trainer.step(timeout_s)
 
 

@@ -13,7 +13,7 @@ from fornix.common.errors import CheckpointError, ConfigurationError
 from fornix.common.seeding import seed_for
 from fornix.common.signature import Signature
 from fornix.learner.batches import BatchSource
-from fornix.learner.checkpoints import Checkpoint, load_newest, save
+from fornix.learner.checkpoints import Checkpoint, folder, list_checkpoints, load_newest, save
 from fornix.learner.update import Learner
 
 _LOG = logging.getLogger(__name__)
@@ -84,6 +84,22 @@ class PolicyTrainer:
         """What it does, or waits for."""
         return "is done" if self.done else self._batches.doing or "trains"
 
+    def begin(self, resume: bool) -> None:
+        """Go on from the newest checkpoint if there is one.
+
+        Raises:
+            CheckpointError: if there is one that may not be resumed, as the two trainings' checkpoints
+                would be mixed; or as `resume` says.
+        """
+        if not list_checkpoints(self._run_dir, self.policy):
+            return
+        if not resume:
+            raise CheckpointError(
+                f"{folder(self._run_dir, self.policy)} holds checkpoints of a training before this one; "
+                f"go on from them with --resume, or name another folder"
+            )
+        self.resume()
+
     def resume(self) -> None:
         """Go on from the newest checkpoint, and publish its weights again.
 
@@ -103,11 +119,16 @@ class PolicyTrainer:
         _LOG.info("policy %r goes on from gradient step %d", self.policy, checkpoint.step)
 
     def step(self, timeout_s: float) -> bool:
-        """Make one gradient step if a batch comes in time; return whether it was made."""
+        """Make one gradient step if a batch comes in time; return whether it was made.
+
+        One that is done drops the batch: were its table not drawn from any more, the limiter would hold
+        back the actors, and with them the other policies.
+        """
         began = self._clock()
         batch = self._batches.get(timeout_s)
-        got = self._clock()
-        self.waited_s += got - began
+        if self.done:
+            return False
+        self.waited_s += self._clock() - began
         if batch is not None:
             self.metrics = self.learner.update(batch)
             self._after_step()

@@ -61,6 +61,10 @@ class StartIndex:
             found = np.concatenate([found, drawn[self._flags[self._ring.slots(drawn)]]])
         return found[:batch_size]
 
+    def numbers(self) -> Numbers:
+        """Return all sampleable starts, oldest first."""
+        return np.sort(self._numbers_of(np.flatnonzero(self._flags)))
+
     def _scan(self, numbers: Numbers) -> None:
         current, arrived = numbers, np.zeros(len(numbers), np.bool_)
         for step in range(1, self._n_step + 1):

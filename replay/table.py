@@ -214,7 +214,7 @@ class Table:
         """Raise InvalidRequestError if the batch could not be sent."""
         signature = self.spec.signature
         frames = signature.n_frames + request.n_step
-        row = frames * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
+        row = (frames - 1) * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
         if request.batch_size * row > MAX_MESSAGE_BYTES:
             raise InvalidRequestError(
                 f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes at {frames} "
@@ -231,6 +231,10 @@ class Table:
             and self.limiter.may_sample()
             and self._starts_for(waiting.n_step).count == 0
         )
+
+    def starts(self, n_step: int) -> Numbers:
+        """Return the keys that a transition of `n_step` may start from now, oldest first."""
+        return self._starts_for(n_step).numbers()
 
     def why_no_sample(self, request: Sample) -> str:
         """Return what `request` waits for, and what would open it."""
@@ -300,7 +304,8 @@ class Table:
             raise EvictedError(
                 f"the stack of lane {request.lane[old][gone][0]} reaches back to a step that has been "
                 f"overwritten: {self.spec.capacity_steps} steps are too few for so many lanes, or the "
-                f"lane has slept too long; raise capacity_steps, or begin a new episode"
+                f"lane has slept too long; raise capacity_steps, or open the writer anew, under a higher "
+                f"incarnation"
             )
 
     def _rows(self, request: Observe, writer: Writer) -> dict[str, NDArray[Any]]:

@@ -1,5 +1,6 @@
 """Shows a run while it goes: one live screen in a terminal, plain lines anywhere else."""
 
+import contextlib
 import re
 import time
 from collections import deque
@@ -83,13 +84,18 @@ class PlainDisplay:
 
     def say(self, role: str, line: str) -> None:
         """Print a line of a process's output, with its role."""
-        self._write(stamped(role, line))
+        self._print(stamped(role, line))
 
     def show(self, progress: Progress) -> None:
         """Print the state, unless that was done just before."""
         if self._clock() - self._shown >= _LINE_PERIOD_S:
             self._shown = self._clock()
-            self._write(f"{time.strftime('%H:%M:%S')} run {plain_line(progress)}")
+            self._print(f"{time.strftime('%H:%M:%S')} run {plain_line(progress)}")
+
+    def _print(self, line: str) -> None:
+        # a run goes on when nobody listens any more; its logs are in files
+        with contextlib.suppress(BrokenPipeError):
+            self._write(line)
 
 
 class LiveDisplay:

@@ -108,16 +108,17 @@ def _rates(progress: Progress) -> list[tuple[str, Text]]:
         ("gradient steps/s", Text(f"{progress.gradient_steps_per_s:,.0f}")),
         ("learner waits", Text(_share(progress.learner_waiting))),
         ("actors wait", Text(_share(progress.actor_waiting))),
-        ("  for the limiter", Text(_share(progress.actor_held))),
+        ("actors held back", Text(_share(progress.actor_held))),
     ]
 
 
 def _balance(progress: Progress) -> list[tuple[str, Text]]:
-    wanted = _number(progress.samples_per_insert_wanted, 1)
+    wanted = progress.samples_per_insert_wanted
+    ratio = _number(progress.samples_per_insert, 2) + ("" if wanted is None else f" → {wanted:g}")
     return [
         ("memory", Text(f"{_share(_fill(progress))} full")),
         ("agent steps", Text(f"{progress.agent_steps:,.0f}")),
-        ("samples/insert", Text(f"{_number(progress.samples_per_insert, 2)} → {wanted}")),
+        ("samples/insert", Text(ratio)),
         ("policy lag", Text(_number(progress.policy_lag, 1))),
     ]
 

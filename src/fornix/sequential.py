@@ -22,7 +22,6 @@ from fornix.common.policies import policy_groups
 from fornix.common.seeding import seed_for
 from fornix.common.weights import LocalWeights
 from fornix.learner.batches import LocalBatches
-from fornix.learner.checkpoints import list_checkpoints
 from fornix.learner.monitor import Metrics, Progress, of_run
 from fornix.learner.trainer import PolicyTrainer
 from fornix.replay.client import Client
@@ -87,8 +86,7 @@ class _Run:
             trainer = PolicyTrainer(
                 self._config, group.policy, signature, batches, self._weights, self._run_dir
             )
-            if resume and list_checkpoints(self._run_dir, group.policy):
-                trainer.resume()
+            trainer.begin(resume)
             self.trainers.append(trainer)
 
     def go(self, stop: threading.Event, on_info: Callable[[Info], None]) -> None:
@@ -102,7 +100,7 @@ class _Run:
         told = time.monotonic()
         try:
             while not stop.is_set() and not all(trainer.done for trainer in self.trainers):
-                stepped = [trainer.step(0) for trainer in self.trainers if not trainer.done]
+                stepped = [trainer.step(0) for trainer in self.trainers]
                 if not any(stepped):
                     self._let_act(turns)
                 if time.monotonic() - told > _PERIOD_S:
@@ -124,7 +122,7 @@ class _Run:
         mine = progress.measure()
         self._client.report("learner-0", progress.doing, mine).result()
         info = self._client.info()
-        metrics.write(mine | of_run(info, progress.version))
+        metrics.write(mine | progress.of_policies() | of_run(info, progress.version))
         on_info(info)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from fornix.common.errors import AddressError
 _DEFAULT = RunConfig()
 #: Addresses that nobody chose; a run whose default is taken goes elsewhere instead of refusing.
 DEFAULTS = (_DEFAULT.replay.address, *_DEFAULT.weights.addresses)
+_TAKEN = "it is taken by another program"
 
 
 def usable_addresses(config: RunConfig, folder: Path, say: Callable[[str], None]) -> RunConfig:
@@ -53,16 +54,15 @@ class _Binder:
         self._context.term()
 
     def bind(self, address: str) -> str:
-        """Return what the address becomes when bound, or raise AddressError."""
+        """Return what the address becomes when bound, or raise AddressError that says why not."""
         if _answers(address):
-            raise AddressError(f"{address} is taken by another program")
+            raise AddressError(_TAKEN)
         one = self._context.socket(zmq.ROUTER)
         self._sockets.append(one)
         try:
             one.bind(address)
         except zmq.ZMQError as error:
-            reason = "is taken by another program" if error.errno == zmq.EADDRINUSE else error.strerror
-            raise AddressError(f"{address} {reason}") from None
+            raise AddressError(_TAKEN if error.errno == zmq.EADDRINUSE else error.strerror) from None
         return one.get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
 
@@ -72,11 +72,11 @@ def _usable(address: str, private: Path, binder: _Binder, say: Callable[[str], N
     except AddressError as error:
         if address not in DEFAULTS:
             raise AddressError(
-                f"can't serve at {error}; stop whatever uses it, or choose another address (port * "
-                f"takes a free one)"
+                f"can't serve at {address}: {error}; stop whatever uses it, or choose another address "
+                f"(port * takes a free one)"
             ) from None
         substitute = binder.bind(f"ipc://{private}")
-        say(f"{error}, so this run uses {substitute}")
+        say(f"{address}: {error}; this run uses {substitute} instead")
         return substitute
 
 

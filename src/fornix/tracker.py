@@ -28,8 +28,10 @@ class Tracker:
         self.title = title
         self.score_random: float | None = None
 
-    def take(self, info: Info) -> None:
-        """Take what the server has told."""
+    def take(self, info: Info | None) -> None:
+        """Take what the server has told, if it has."""
+        if info is None:
+            return
         self._info = info
         self._measured |= {name: value for name, value in measures(info).items() if value is not None}
         if self._measured.get("score") is not None:

@@ -74,9 +74,7 @@ def observe(sequence, rows, *, writer="w", incarnation=1, table="t", **changes):
 
 
 def sample(batch_size=32, n_step=1, discount=0.5, table="t", timeout_s=10.0):
-    return Sample(
-        table=table, batch_size=batch_size, n_step=n_step, discount=discount, timeout_s=timeout_s
-    )
+    return Sample(table=table, batch_size=batch_size, n_step=n_step, discount=discount, timeout_s=timeout_s)
 
 
 def a_stack(*values):
@@ -113,7 +111,9 @@ def transitions(table, n_step=1, discount=0.5, draws=400):
     found = {}
     for at, key in enumerate(batch.key.tolist()):
         row = {
-            name: getattr(batch, name)[at] for name in type(batch).model_fields if name not in ("extras", "held_s")
+            name: getattr(batch, name)[at]
+            for name in type(batch).model_fields
+            if name not in ("extras", "held_s")
         }
         n_frames, steps = table.spec.signature.n_frames, int(row["steps"])
         row["stack"] = row["window"][:n_frames]

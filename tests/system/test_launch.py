@@ -143,7 +143,8 @@ def test_whoever_does_not_end_is_killed_in_time(output: Output) -> None:
 
 def test_some_stop_last(output: Output) -> None:
     code = (
-        "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep({}), print('ended'), sys.exit()));"
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: (time.sleep({}), print('ended'), sys.exit()))\n"
         "print('up', flush=True); time.sleep(60)"
     )
     roles = [role("server", code.format(0), stops_last=True), role("client", code.format(0.2))]
@@ -157,7 +158,8 @@ def test_nobody_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
     script.write_text(
         "import sys\n"
         "from fornix.launch import Launcher, Role\n"
-        f"roles = [Role(n, (sys.executable, '-S', '-c', c)) for n, c in (('a', {SLEEP!r}), ('b', {STUBBORN!r}))]\n"
+        f"codes = {{'a': {SLEEP!r}, 'b': {STUBBORN!r}}}\n"
+        "roles = [Role(n, (sys.executable, '-S', '-c', c)) for n, c in codes.items()]\n"
         "lines = []\n"
         "launcher = Launcher(roles, lambda role, line: lines.append(line))\n"
         "while len(lines) < 2: launcher.step()\n"

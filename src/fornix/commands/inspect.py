@@ -63,8 +63,6 @@ def _watch(address: str) -> int:
     tracker = Tracker(address)
     with StopSignals() as signals, make_display() as display, closing(Watcher(address)) as watcher:
         while not signals.event.wait(0.1):
-            info = watcher.poll()
-            if info is not None:
-                tracker.take(info)
+            tracker.take(watcher.poll())
             display.show(tracker.progress(None))
     return signals.exit_code

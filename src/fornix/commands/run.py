@@ -1,6 +1,7 @@
 """`fornix run`: start everything, show it, sum it up."""
 
 import argparse
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fornix.commands.shared import CONFIG_HELP, StopSignals, add_config_file, co
 from fornix.common.config import RunConfig
 from fornix.common.errors import ConfigurationError
 from fornix.common.settings import ConfigFlags, dump_run_config, resolve
-from fornix.display import Display, make_display
+from fornix.display import make_display
 from fornix.runs import CONFIG_FILE, create_run_dir, open_run
 
 _ABOUT = """\
@@ -49,9 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse(arguments)
     config = _configuration(options, flags)
     with StopSignals() as signals:
-        display = make_display()
-        run_dir = _run_dir(options, config)
-        _train(options, config, run_dir, display, signals)
+        run_dir = _train(options, config, signals.event)
         if signals.number:
             print(
                 f"stopped; 'fornix run --resume {run_dir}' goes on from the newest checkpoint", flush=True
@@ -74,19 +73,18 @@ def _configuration(options: argparse.Namespace, flags: ConfigFlags) -> RunConfig
     return resolve(options.resume / CONFIG_FILE, values)
 
 
-def _run_dir(options: argparse.Namespace, config: RunConfig) -> Path:
+def _open_run_dir(options: argparse.Namespace, config: RunConfig) -> Path:
     run_dir: Path = options.resume or create_run_dir(options.runs, config.name)
     dump_run_config(config, run_dir / CONFIG_FILE)
     return run_dir
 
 
-def _train(
-    options: argparse.Namespace, config: RunConfig, run_dir: Path, display: Display, signals: StopSignals
-) -> None:
+def _train(options: argparse.Namespace, config: RunConfig, stop: threading.Event) -> Path:
     from fornix.running import train_distributed, train_sequential
 
     train = train_sequential if options.mode == "sequential" else train_distributed
-    train(config, run_dir, options.resume is not None, display, signals.event)
+    resume = options.resume is not None
+    return train(config, lambda: _open_run_dir(options, config), resume, make_display(), stop)
 
 
 def _sum_up(config: RunConfig, run_dir: Path) -> None:

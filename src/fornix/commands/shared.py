@@ -76,7 +76,7 @@ def log_as(role: str) -> None:
 
 
 class StopSignals:
-    """Sets an event at the first SIGINT or SIGTERM, and ends the process hard at the second.
+    """Sets an event at the first SIGINT, SIGTERM or SIGHUP, and ends the process hard at the second.
 
     Args:
         grace_s: from the first signal until the process is ended hard; None for as long as it takes.
@@ -85,8 +85,6 @@ class StopSignals:
     event's lock held, where `Event.set` would wait for itself for ever. So the handler only writes to a
     pipe, and a thread at its other end sets the event.
     """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, grace_s: float | None = None) -> None:
         self._grace_s = grace_s
@@ -103,7 +101,10 @@ class StopSignals:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._before = {number: signal.signal(number, self._handle) for number in self._SIGNALS}
+        caught = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
+            caught.append(signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._handle) for number in caught}
         return self
 
     def __exit__(

@@ -1,0 +1,207 @@
+"""Where batches come from: asked for ahead by a thread that explains what it waits for."""
+
+import contextlib
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from fornix.common.config import LearnerConfig
+from fornix.common.errors import InvalidRequestError
+from fornix.common.messages import LimiterSpec, TableSpec
+from fornix.common.signature import ArraySpec, Signature
+from fornix.learner.batches import LocalBatches, PrefetchedBatches, to_batch
+from fornix.replay.client import Client
+from fornix.replay.local import LocalTransport
+from fornix.replay.service import ReplayService
+from fornix.replay.steps import Steps
+
+SIGNATURE = Signature(
+    frame=ArraySpec.of((2,), np.uint8), action=ArraySpec.of((), np.int32, n_values=4), n_frames=3
+)
+CONFIG = LearnerConfig(batch_size=16, n_step=2, discount=0.5)
+TABLE = "shared"
+LANES = 4
+PATIENCE_S = 20.0
+
+
+def create(client, min_size=1):
+    spec = TableSpec(signature=SIGNATURE, capacity_steps=1000, limiter=LimiterSpec(min_size=min_size))
+    client.create_table(TABLE, spec)
+
+
+def write(client, turns=8):
+    """Write one truncated episode of each lane, whose frames count the turns."""
+    writer = client.open_writer(TABLE, "actor-0.0", LANES)
+    lanes = np.arange(LANES)
+    steps = Steps.first(SIGNATURE, lanes, frames(0))
+    for turn in range(1, turns + 1):
+        writer.observe(steps).result()
+        over = np.full(LANES, turn == turns)
+        steps = Steps.after_actions(
+            lanes, np.full(LANES, turn % 4, np.int32), np.ones(LANES, np.float32), frames(turn), ~over & over, over
+        )
+    writer.observe(steps).result()
+
+
+def frames(turn):
+    return np.full((LANES, 2), turn, np.uint8)
+
+
+@pytest.fixture
+def local():
+    """A client of a service in this thread, with a table."""
+    client = Client(LocalTransport(ReplayService(time.monotonic, seed=0)))
+    create(client)
+    return client
+
+
+@contextlib.contextmanager
+def prefetching(address, **changes):
+    source = PrefetchedBatches(address, TABLE, SIGNATURE, CONFIG.model_copy(update=changes))
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+@contextlib.contextmanager
+def connected(address):
+    with Client.connect(address) as client:
+        yield client
+
+
+def get(source):
+    """Return the next batch, whatever it takes."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (batch := source.get(0.1)) is None:
+        assert time.monotonic() < deadline, source.doing
+    return batch
+
+
+def check(batch):
+    """Frames count turns, so every field of a transition is known from its stack."""
+    turn = batch.stack[:, -1, 0].long()
+    steps = torch.minimum(8 - turn, torch.tensor(2))
+    assert batch.stack.shape == batch.next_stack.shape == (CONFIG.batch_size, 3, 2)
+    assert torch.equal(batch.next_stack[:, -1, 0].long(), turn + steps)
+    assert batch.action.dtype == torch.int64
+    assert torch.equal(batch.action, (turn + 1) % 4)
+    assert torch.equal(batch.reward, 1 + 0.5 * (steps - 1))
+    assert torch.equal(batch.discount, 0.5**steps)  # truncated: bootstrap from the real last frame
+    assert batch.reward.dtype == batch.discount.dtype == torch.float32
+
+
+def test_a_batch_says_what_the_memory_holds(local):
+    write(local)
+    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5, n_frames=3).result()
+    check(to_batch(transitions))
+
+
+def test_views_stay_views(local):
+    write(local)
+    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5, n_frames=3).result()
+    stack = to_batch(transitions).stack
+    assert np.shares_memory(stack.numpy(), transitions.batch.window)
+
+
+def test_in_one_process_a_batch_comes_as_soon_as_there_is_data(local):
+    source = LocalBatches(local, TABLE, SIGNATURE, CONFIG)
+    assert source.get(0) is None
+    assert source.get(100) is None  # it can't wait: nobody else could act meanwhile
+    write(local)
+    check(source.get(0))
+    check(source.get(0))
+    # one request waited, however often it was looked for
+    assert local.info().tables[TABLE]["samples"] == 2 * CONFIG.batch_size
+    source.close()
+
+
+def test_batches_are_fetched_ahead_but_not_far(ipc_address, serve, wait_until):
+    with serve(ipc_address), connected(ipc_address) as client:
+        create(client)
+        write(client)
+        seen = []
+        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG, seen.append)
+        with contextlib.closing(source):
+
+            def drawn():
+                return client.info().tables[TABLE]["samples"] / CONFIG.batch_size
+
+            wait_until(lambda: drawn() >= 4, "batches before anyone asked")
+            batches = [get(source) for _ in range(10)]
+            wait_until(lambda: len(seen) == 13, "two ready, and one at hand")
+            assert source.get(0) is not None
+            wait_until(lambda: len(seen) == 14, "one more in place of the one taken")
+            assert drawn() <= len(seen) + 2
+        assert source.doing == ""
+        for batch, transitions in zip(batches, seen, strict=False):
+            check(batch)
+            assert np.shares_memory(batch.stack.numpy(), transitions.batch.window)
+
+
+def test_it_says_what_it_waits_for_until_data_comes(ipc_address, serve, wait_until):
+    with serve(ipc_address), connected(ipc_address) as client:
+        with prefetching(ipc_address) as source:
+            wait_until(lambda: "there is no table 'shared'" in source.doing, "the table's name")
+            create(client, min_size=30)
+            wait_until(lambda: "needs 30 before the first sample" in source.doing, "the limiter's reason")
+            assert source.get(0) is None
+            write(client)
+            check(get(source))
+            wait_until(lambda: source.doing == "", "it waits no more")
+
+
+def test_it_outlives_its_server(ipc_address, serve, wait_until, monkeypatch):
+    monkeypatch.setattr("fornix.learner.batches._GIVE_UP_AFTER_S", 0.2)
+    with prefetching(ipc_address) as source:
+        for _ in range(2):
+            wait_until(
+                lambda: f"no replay server answered at {ipc_address}" in source.doing, "no server", PATIENCE_S
+            )
+            with serve(ipc_address), connected(ipc_address) as client:
+                create(client)
+                write(client)
+                for _ in range(20):
+                    check(get(source))
+            while source.get(0.01) is not None:
+                pass
+
+
+def test_a_refused_request_is_raised(ipc_address, serve):
+    with serve(ipc_address), connected(ipc_address) as client:
+        create(client)
+        with prefetching(ipc_address, discount=0.9, batch_size=70_000) as source:
+            with pytest.raises(InvalidRequestError, match="batch_size = 70000"):
+                get(source)
+
+
+def test_a_fault_in_the_thread_is_raised_too(ipc_address, serve):
+    """Otherwise the learner would wait for ever."""
+
+    def full_disk(transitions):
+        raise OSError("No space left on device")
+
+    with serve(ipc_address), connected(ipc_address) as client:
+        create(client)
+        write(client)
+        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG, full_disk)
+        with contextlib.closing(source), pytest.raises(OSError, match="No space left"):
+            get(source)
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["full queue", "no server"])
+def test_closing_ends_the_thread_soon(served, ipc_address, serve, wait_until):
+    with contextlib.ExitStack() as stack:
+        if served:
+            stack.enter_context(serve(ipc_address))
+            client = stack.enter_context(connected(ipc_address))
+            create(client)
+            write(client)
+        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG)
+        if served:
+            get(source)
+        began = time.monotonic()
+        source.close()
+        assert time.monotonic() - began < 6
