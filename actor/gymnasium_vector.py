@@ -43,6 +43,7 @@ class GymnasiumVector:
     ) -> None:
         check_sizes(copies, seed)
         self.copies = copies
+        self._id = config.id
         self._envs: SyncVectorEnv[Any, Any] = SyncVectorEnv(
             [lambda: _make(config.id, render_mode)] * copies, autoreset_mode=AutoresetMode.DISABLED
         )
@@ -89,6 +90,7 @@ class GymnasiumVector:
         Raises:
             InvalidRequestError: There is no such copy, it never began an episode, or the copies
                 were not made for drawing.
+            ConfigurationError: Gymnasium can't draw it here, for want of a package perhaps.
         """
         if self._envs.render_mode != "rgb_array":
             raise InvalidRequestError(
@@ -99,7 +101,10 @@ class GymnasiumVector:
             raise InvalidRequestError(
                 f"can't draw copy {copy}: name one from 0 to {self.copies - 1}, and reset it first"
             )
-        return np.asarray(self._envs.envs[copy].render(), np.uint8)
+        try:
+            return np.asarray(self._envs.envs[copy].render(), np.uint8)
+        except gymnasium.error.Error as error:
+            raise ConfigurationError(f"{self._id} can't be drawn: {error}") from None
 
     def close(self) -> None:
         """Close every copy. A second call does nothing."""

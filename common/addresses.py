@@ -5,17 +5,17 @@ import socket
 
 from fornix.common.errors import AddressError
 
-_TCP = re.compile(r"^tcp://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.*-]+):(\d{1,5}|\*)$")
-_IPC = re.compile(r"^ipc://.+$")
+_TCP = re.compile(r"tcp://(\[[0-9A-Fa-f:]+\]|[A-Za-z0-9_.*-]+):(\d{1,5}|\*)")
+_IPC = re.compile(r"ipc://.+")
 _IPC_PATH_BYTES = 107
 
 
 def check_address(address: str) -> str:
     """Return `address` if it is a `tcp://host:port` or `ipc://path` address, or raise AddressError."""
-    tcp = _TCP.match(address)
+    tcp = _TCP.fullmatch(address)
     if tcp and (tcp[2] == "*" or int(tcp[2]) < 2**16):
         return address
-    if _IPC.match(address):
+    if _IPC.fullmatch(address):
         if len(address.removeprefix("ipc://").encode()) <= _IPC_PATH_BYTES:
             return address
         raise AddressError(

@@ -31,6 +31,9 @@ MAX_MESSAGE_BYTES = 1 << 28
 _FRAME_REFERENCE = 1  # the msgpack extension type of a reference to a raw frame
 _MAX_REFERENCE_BYTES = 256
 
+_ARRAY_PARTS = frozenset((b"nd", b"type", b"kind", b"shape", b"data"))
+_ITEMSIZES = {dtype: np.dtype(dtype).itemsize for dtype in DTYPES}
+
 Buffer = bytes | memoryview
 MessageT = TypeVar("MessageT", bound=Request | Reply)
 
@@ -38,18 +41,8 @@ MessageT = TypeVar("MessageT", bound=Request | Reply)
 def encode(message: Request | Reply, message_id: int) -> list[Buffer]:
     """Return the frames of `message`: the header, then each large array, not copied if contiguous."""
     frames: list[Buffer] = []
-
-    def default(value: object) -> object:
-        if isinstance(value, np.ndarray):
-            return _encode_array(value, frames)
-        if isinstance(value, BaseModel):
-            return value.__dict__
-        raise TypeError(f"{type(value).__name__} can't be sent")
-
-    header = msgpack.packb(
-        {"v": PROTOCOL_VERSION, "t": message.type, "i": message_id, "b": message.__dict__},
-        default=default,
-    )
+    body = _packable(message, frames)
+    header = msgpack.packb({"v": PROTOCOL_VERSION, "t": message.type, "i": message_id, "b": body})
     if len(header) > MAX_HEADER_BYTES or len(frames) > MAX_FRAMES:
         raise ProtocolError(
             f"{message.type!r} has a header of {len(header)} bytes and {len(frames)} large arrays; "
@@ -151,6 +144,21 @@ def _unpack_header(frames: Sequence[Buffer]) -> dict[str, object]:
     return header
 
 
+def _packable(value: object, frames: list[Buffer]) -> object:
+    """Return what msgpack packs for `value`; large arrays are appended to `frames`.
+
+    Not msgpack's own `default` hook: two packers would work at a time, and each has a large buffer
+    whose memory the allocator then takes and gives back for every message.
+    """
+    if isinstance(value, np.ndarray):
+        return _encode_array(value, frames)
+    if isinstance(value, BaseModel):
+        value = value.__dict__
+    if isinstance(value, dict):
+        return {key: _packable(inner, frames) for key, inner in value.items()}
+    return value
+
+
 def _encode_array(array: NDArray[Any], frames: list[Buffer]) -> object:
     if array.dtype.str not in DTYPES:
         raise ProtocolError(
@@ -176,7 +184,7 @@ class _Guard:
             raise ProtocolError("complex numbers are refused; send two real arrays")
         if b"nd" not in value:
             return value
-        if set(value) != {b"nd", b"type", b"kind", b"shape", b"data"} or value[b"nd"] is not True:
+        if value.keys() != _ARRAY_PARTS or value[b"nd"] is not True:
             raise ProtocolError("an array must have exactly nd=true, type, kind, shape and data")
         kind = value[b"kind"]
         if not isinstance(kind, bytes) or kind:
@@ -209,7 +217,8 @@ class _Guard:
 
 
 def _check_array(dtype: object, shape: object, nbytes: int) -> None:
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    itemsize = _ITEMSIZES.get(dtype) if isinstance(dtype, str) else None
+    if itemsize is None:
         raise ProtocolError(
             f"dtype {shown(dtype)} is refused; it must be one of {', '.join(sorted(DTYPES))}"
         )
@@ -217,13 +226,13 @@ def _check_array(dtype: object, shape: object, nbytes: int) -> None:
         not isinstance(shape, tuple)
         or len(shape) > MAX_DIMENSIONS
         or not all(type(size) is int and 0 <= size < 2**31 for size in shape)
-        or math.prod(size or 1 for size in shape) >= 2**31
+        or (0 in shape and math.prod(size or 1 for size in shape) >= 2**31)
     ):
         raise ProtocolError(
             f"shape {shown(shape)} is refused; it must be at most {MAX_DIMENSIONS} integers in "
-            f"[0, 2^31), with a product in the same range"
+            f"[0, 2^31), with a product in that range whatever is 0"
         )
-    wanted = math.prod(shape) * np.dtype(dtype).itemsize
+    wanted = math.prod(shape) * itemsize
     if wanted != nbytes:
         raise ProtocolError(
             f"an array of shape {shape} and dtype {dtype} takes {wanted} bytes, but {nbytes} came"

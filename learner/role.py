@@ -1,6 +1,7 @@
 """The learner process: trains its policies until all gradient steps are made, or it is told to stop."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -63,8 +64,9 @@ def learn(
             trainers[-1].begin(resume)
         with Monitor(config, run_dir, index, trainers):
             _train(trainers, stop)
-        for trainer in trainers:
-            trainer.save()
+            for trainer in trainers:
+                trainer.save()
+            _wait_for_others(config, index, trainers, stop)
     finally:
         for source in sources:
             source.close()
@@ -81,6 +83,40 @@ def _train(trainers: list[PolicyTrainer], stop: threading.Event) -> None:
             return
         for trainer in trainers:
             trainer.step(timeout_s)
+
+
+def _wait_for_others(
+    config: RunConfig, index: int, trainers: list[PolicyTrainer], stop: threading.Event
+) -> None:
+    """Draw batches, and repeat the weights, until the other learners have made their steps too.
+
+    They may be behind, after a crash; their agents live in the same copies as those of this learner's
+    policies, which the limiter would hold back.
+    """
+    others = [f"learner-{i}" for i in range(config.learner.processes) if i != index]
+    looked = -math.inf
+    with Client.connect(config.replay.address, name="learner", give_up_after_s=2.0) as client:
+        while others and not stop.is_set():
+            for trainer in trainers:
+                trainer.step(_LOOK_PERIOD_S)
+            if time.monotonic() - looked > _LOOK_PERIOD_S:
+                looked = time.monotonic()
+                others = _unfinished(client, others)
+
+
+def _unfinished(client: Client, learners: list[str]) -> list[str]:
+    """Return those that haven't reported that they made all gradient steps."""
+    try:
+        reports = client.info().reports
+    except UnreachableError as error:
+        _LOG.warning("waits for the replay server: %s", error)
+        return learners
+    metrics = {name: reports[name]["metrics"] if name in reports else {} for name in learners}
+    return [
+        name
+        for name, told in metrics.items()
+        if told.get("gradient_steps", 0) < told.get("gradient_steps_total", 1)
+    ]
 
 
 def _wait_for_table(config: RunConfig, policy: str, stop: threading.Event) -> Signature | None:

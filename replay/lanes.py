@@ -86,6 +86,8 @@ def waves(lane: Array, step_type: Array, newest: Numbers) -> list[NDArray[np.int
 
 def _rank_within_lane(lane: Array) -> NDArray[np.int64]:
     """Return for each row how many rows of the same lane stand before it."""
+    if (lane[1:] > lane[:-1]).all():
+        return np.zeros(len(lane), np.int64)
     order = np.argsort(lane, kind="stable")
     ordered = lane[order]
     begins = np.ones(len(lane), np.bool_)

@@ -100,8 +100,8 @@ class Ring:
         """
         back = self._back[self.slots(numbers)]
         previous: Numbers = numbers - back
+        # what is subtracted from NONE stays below every tail
         previous[(back == 0) | (previous < (self.tail if tail is None else tail))] = NONE
-        previous[numbers < 0] = NONE
         return previous
 
     def after(self, numbers: Numbers) -> Numbers:

@@ -174,8 +174,9 @@ class ReplayService:
             return TableCreated(created=False)
         self._require_room(request)
         columns = AnonymousColumns(request.spec.signature, request.spec.capacity_steps)
-        rng = np.random.default_rng(self._seeds.spawn(1)[0])
-        table = Table(request.spec, columns, rng)
+        # by place, so that a table that is refused here leaves the draws of later ones alone
+        seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(len(self._places),))
+        table = Table(request.spec, columns, np.random.default_rng(seed))
         self._places[request.table] = _Place(table, Watch(self._clock))
         return TableCreated(created=True)
 

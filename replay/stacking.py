@@ -49,15 +49,17 @@ class Stacker:
         return whole & ((numbers < 0) | (numbers >= tail))
 
     def _walk(self, numbers: Numbers, depth: int, tail: int) -> tuple[Numbers, NDArray[np.bool_]]:
-        rows = np.full((len(numbers), depth), NONE, np.int64)
+        rows = np.empty((len(numbers), depth), np.int64)
         rows[:, -1] = numbers
-        oldest = numbers.copy()
         current = numbers
         for column in range(depth - 2, -1, -1):
             current = self._ring.before(current, tail)
             rows[:, column] = current
-            np.copyto(oldest, current, where=current >= 0)
-        whole = (rows[:, 0] >= 0) | (numbers < 0) | self._ring.is_first(oldest)
+        whole: NDArray[np.bool_] = rows[:, 0] >= 0
+        if not whole.all():
+            found = np.count_nonzero(rows >= 0, axis=1)
+            oldest = rows[np.arange(len(rows)), depth - np.maximum(found, 1)]
+            whole |= (numbers < 0) | self._ring.is_first(oldest)
         return rows, whole
 
     def gather(self, rows: Numbers) -> NDArray[Any]:

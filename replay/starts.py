@@ -32,6 +32,8 @@ class StartIndex:
         current = numbers
         for _ in range(self._stacker.n_frames):
             current = current[current >= 0]
+            if not len(current):
+                return
             slots = self._ring.slots(current)
             self.count -= int(np.count_nonzero(self._flags[slots]))
             self._flags[slots] = False
@@ -40,10 +42,14 @@ class StartIndex:
     def arrive(self, numbers: Numbers) -> None:
         """Put in the starts that are completed by new rows or by a newly marked end."""
         ends = self._ring.is_end(numbers)
+        any_ends = ends.any()
         current = numbers
         for step in range(1, self._n_step + 1):
             current = self._ring.before(current)
-            self._add(current if step == self._n_step else current[ends])
+            if step == self._n_step:
+                self._add(current)
+            elif any_ends:
+                self._add(current[ends])
 
     def draw(self, batch_size: int, rng: np.random.Generator) -> Numbers | None:
         """Return int64 [batch_size], each exactly uniform over the starts; None if there are none.

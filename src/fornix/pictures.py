@@ -147,13 +147,13 @@ def _draw_references(axes: "Axes", references: Mapping[str, float], *, names: bo
         axes.axhline(score, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         if names:
             axes.annotate(
-                f"{name} {score:,.0f}",
-                xy=(0, score),
+                f"{name}\n{score:,.0f}",
+                xy=(1, score),
                 xycoords=("axes fraction", "data"),
-                xytext=(4, 3),
+                xytext=(6, 0),
                 textcoords="offset points",
                 ha="left",
-                va="bottom",
+                va="center",
                 fontsize=8.5,
                 color=_QUIET,
             )

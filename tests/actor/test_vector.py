@@ -1,5 +1,6 @@
 """The environment loop: what is written, what is acted on, and what happens where episodes end."""
 
+import itertools
 import time
 
 import numpy as np
@@ -30,7 +31,9 @@ class Counting:
     copies = COPIES
 
     def __init__(self):
-        self.spec = EnvironmentSpec((4,), np.dtype(np.int32), 1000, tuple(f"agent_{i}" for i in range(AGENTS)))
+        self.spec = EnvironmentSpec(
+            (4,), np.dtype(np.int32), 1000, tuple(f"agent_{i}" for i in range(AGENTS))
+        )
         self.turn = np.zeros(COPIES, np.int32)
         self.episode = np.full(COPIES, -1, np.int32)
         self.actions = []
@@ -98,18 +101,21 @@ class Recording(LocalTransport):
 class Setup:
     """A vector actor over the counting environment, and all that it touches."""
 
-    def __init__(self, groups=((0, 1, 2),), limiter=None, epsilon=(0.5, 0.25, 0.001), n_frames=FRAMES):
-        self.transport = Recording(ReplayService(time.monotonic, seed=0))
+    def __init__(
+        self,
+        groups=((0, 1, 2),),
+        limiter=None,
+        epsilon=(0.5, 0.25, 0.001),
+        server_clock=time.monotonic,
+        clock=time.monotonic,
+    ):
+        self.transport = Recording(ReplayService(server_clock, seed=0))
         self.client = Client(self.transport)
         self.environment = Counting()
         self.policies = [Numbering(number) for number in range(len(groups))]
         self.seen = []
         epsilon = np.array(epsilon)
-        spec = TableSpec(
-            signature=SIGNATURE.model_copy(update={"n_frames": n_frames}),
-            capacity_steps=10_000,
-            limiter=limiter or LimiterSpec(),
-        )
+        spec = TableSpec(signature=SIGNATURE, capacity_steps=10_000, limiter=limiter or LimiterSpec())
         self.groups = []
         for policy, agents in zip(self.policies, groups, strict=True):
             table = f"table_{policy.number}"
@@ -117,7 +123,12 @@ class Setup:
             writer = self.client.open_writer(table, "actor-0.0", COPIES * len(agents), incarnation=1)
             self.groups.append(AgentGroup(PolicyGroup(table, agents), policy, writer, epsilon))
         self.actor = VectorActor(
-            self.environment, self.groups, epsilon, np.random.default_rng(0), seen=self.seen.append
+            self.environment,
+            self.groups,
+            epsilon,
+            np.random.default_rng(0),
+            clock=clock,
+            seen=self.seen.append,
         )
 
     def run(self, turns):
@@ -209,7 +220,7 @@ def test_each_policy_writes_to_its_own_table_and_moves_its_own_agents():
 
 def test_lanes_of_a_policy_with_some_of_the_agents_are_in_order():
     setup = Setup(groups=((0, 2), (1,))).run(1)
-    first = [request for request in setup.transport.observed if request.table == "table_0"][0]
+    first = next(request for request in setup.transport.observed if request.table == "table_0")
     assert first.lane.tolist() == list(range(6))
     assert first.frame[:, :2].tolist() == [[copy, agent] for copy in range(COPIES) for agent in (0, 2)]
 
@@ -239,23 +250,17 @@ def test_scores_are_summed_over_agents_and_kept_by_copy():
     played = {copy: [s for c, s in setup.actor.finished if c == copy] for copy in range(COPIES)}
     for copy, scores in played.items():
         np.testing.assert_allclose(scores, [score(copy)] * (12 // (copy + 2)), rtol=1e-5)
-    assert sorted(setup.actor.scores) == sorted(score for scores in played.values() for score in scores)
-    assert sorted(setup.actor.greedy_scores) == sorted(played[2])  # the copy whose ε is next to nothing
+    latest = [score for _, score in setup.actor.finished][-2 * COPIES :]
+    assert list(setup.actor.scores) == latest
+    assert list(setup.actor.greedy_scores) == played[2]  # of the copy whose ε is next to nothing
     assert setup.actor.agent_steps == 12 * COPIES * AGENTS
 
 
-def test_beginning_again_begins_new_episodes_and_new_scores():
+def test_what_was_abandoned_is_not_waited_for():
     setup = Setup().run(1)
+    assert setup.actor.done()
     setup.actor.abandon()
-    for group, old in zip(setup.groups, [setup.groups[0]], strict=True):
-        group._writer = setup.client.open_writer("table_0", "actor-0.0", COPIES * AGENTS, incarnation=2)
-        assert group is old
-    setup.actor.begin()
-    setup.actor.advance()
-    assert setup.environment.episode.tolist() == [1, 1, 1]
-    assert setup.environment.turn.tolist() == [1, 1, 1]
-    setup.actor.advance()
-    assert list(setup.actor.finished) == [(0, pytest.approx(2 * (0 + 1.01 + 2.02)))]
+    assert not setup.actor.done()
 
 
 # waiting ----------------------------------------------------------------------------------------
@@ -301,20 +306,22 @@ def test_one_policy_that_is_held_back_holds_back_the_copy_but_loses_nothing():
     assert turns == [[2, agent, 0, turn] for turn in range(3) for agent in (2, 1)]
 
 
-def test_time_is_counted_by_what_it_was_spent_on():
-    setup = Setup(limiter=TIGHT)
-    setup.actor.begin()
-    setup.actor.advance()
-    setup.actor.advance()
-    held = setup.actor.held_s
-    assert held == 0
-    began = time.monotonic()
-    while time.monotonic() - began < 0.02:
-        pass
+def test_waiting_is_counted_by_what_it_was_for():
+    """Each wait takes a second by the actor's clock; by the server's, the limiter held it for a quarter."""
+    server_now, own = [0.0], itertools.count()
+    setup = Setup(limiter=TIGHT, server_clock=lambda: server_now[0], clock=lambda: next(own))
+    actor = setup.actor
+    actor.begin()
+    for seconds in (1, 2):
+        actor.advance()
+        assert (actor.waited_s, actor.held_s) == (seconds, 0)
+    with pytest.raises(WaitTimeoutError):
+        actor.advance()
+    assert (actor.waited_s, actor.held_s) == (2, 1)  # nothing but the limiter lets a request time out
+    server_now[0] = 0.25
     setup.transitions()
-    setup.actor.advance()
-    assert setup.actor.held_s >= 0.02
-    assert setup.actor.waited_s < 0.02  # the answer was there
+    actor.advance()
+    assert (actor.waited_s, actor.held_s) == (2.75, 1.25)
 
 
 def test_acting_before_beginning_is_refused():

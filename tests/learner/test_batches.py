@@ -40,7 +40,12 @@ def write(client, turns=8):
         writer.observe(steps).result()
         over = np.full(LANES, turn == turns)
         steps = Steps.after_actions(
-            lanes, np.full(LANES, turn % 4, np.int32), np.ones(LANES, np.float32), frames(turn), ~over & over, over
+            lanes,
+            np.full(LANES, turn % 4, np.int32),
+            np.ones(LANES, np.float32),
+            frames(turn),
+            np.zeros(LANES, np.bool_),
+            over,
         )
     writer.observe(steps).result()
 
@@ -57,19 +62,8 @@ def local():
     return client
 
 
-@contextlib.contextmanager
-def prefetching(address, **changes):
-    source = PrefetchedBatches(address, TABLE, SIGNATURE, CONFIG.model_copy(update=changes))
-    try:
-        yield source
-    finally:
-        source.close()
-
-
-@contextlib.contextmanager
-def connected(address):
-    with Client.connect(address) as client:
-        yield client
+def prefetching(address, **options):
+    return contextlib.closing(PrefetchedBatches(address, TABLE, SIGNATURE, CONFIG, **options))
 
 
 def get(source):
@@ -119,12 +113,11 @@ def test_in_one_process_a_batch_comes_as_soon_as_there_is_data(local):
 
 
 def test_batches_are_fetched_ahead_but_not_far(ipc_address, serve, wait_until):
-    with serve(ipc_address), connected(ipc_address) as client:
+    with serve(ipc_address), Client.connect(ipc_address) as client:
         create(client)
         write(client)
         seen = []
-        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG, seen.append)
-        with contextlib.closing(source):
+        with prefetching(ipc_address, seen=seen.append) as source:
 
             def drawn():
                 return client.info().tables[TABLE]["samples"] / CONFIG.batch_size
@@ -142,15 +135,14 @@ def test_batches_are_fetched_ahead_but_not_far(ipc_address, serve, wait_until):
 
 
 def test_it_says_what_it_waits_for_until_data_comes(ipc_address, serve, wait_until):
-    with serve(ipc_address), connected(ipc_address) as client:
-        with prefetching(ipc_address) as source:
-            wait_until(lambda: "there is no table 'shared'" in source.doing, "the table's name")
-            create(client, min_size=30)
-            wait_until(lambda: "needs 30 before the first sample" in source.doing, "the limiter's reason")
-            assert source.get(0) is None
-            write(client)
-            check(get(source))
-            wait_until(lambda: source.doing == "", "it waits no more")
+    with serve(ipc_address), Client.connect(ipc_address) as client, prefetching(ipc_address) as source:
+        wait_until(lambda: "there is no table 'shared'" in source.doing, "the table's name")
+        create(client, min_size=30)
+        wait_until(lambda: "needs 30 before the first sample" in source.doing, "the limiter's reason")
+        assert source.get(0) is None
+        write(client)
+        check(get(source))
+        wait_until(lambda: source.doing == "", "it waits no more")
 
 
 def test_it_outlives_its_server(ipc_address, serve, wait_until, monkeypatch):
@@ -158,9 +150,11 @@ def test_it_outlives_its_server(ipc_address, serve, wait_until, monkeypatch):
     with prefetching(ipc_address) as source:
         for _ in range(2):
             wait_until(
-                lambda: f"no replay server answered at {ipc_address}" in source.doing, "no server", PATIENCE_S
+                lambda: f"no replay server answered at {ipc_address}" in source.doing,
+                "no server",
+                PATIENCE_S,
             )
-            with serve(ipc_address), connected(ipc_address) as client:
+            with serve(ipc_address), Client.connect(ipc_address) as client:
                 create(client)
                 write(client)
                 for _ in range(20):
@@ -170,11 +164,13 @@ def test_it_outlives_its_server(ipc_address, serve, wait_until, monkeypatch):
 
 
 def test_a_refused_request_is_raised(ipc_address, serve):
-    with serve(ipc_address), connected(ipc_address) as client:
+    with serve(ipc_address), Client.connect(ipc_address) as client:
         create(client)
-        with prefetching(ipc_address, discount=0.9, batch_size=70_000) as source:
-            with pytest.raises(InvalidRequestError, match="batch_size = 70000"):
-                get(source)
+        source = PrefetchedBatches(
+            ipc_address, TABLE, SIGNATURE, CONFIG.model_copy(update={"batch_size": 70_000})
+        )
+        with contextlib.closing(source), pytest.raises(InvalidRequestError, match="batch_size = 70000"):
+            get(source)
 
 
 def test_a_fault_in_the_thread_is_raised_too(ipc_address, serve):
@@ -183,20 +179,22 @@ def test_a_fault_in_the_thread_is_raised_too(ipc_address, serve):
     def full_disk(transitions):
         raise OSError("No space left on device")
 
-    with serve(ipc_address), connected(ipc_address) as client:
+    with serve(ipc_address), Client.connect(ipc_address) as client:
         create(client)
         write(client)
-        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG, full_disk)
-        with contextlib.closing(source), pytest.raises(OSError, match="No space left"):
+        with (
+            prefetching(ipc_address, seen=full_disk) as source,
+            pytest.raises(OSError, match="No space left"),
+        ):
             get(source)
 
 
 @pytest.mark.parametrize("served", [True, False], ids=["full queue", "no server"])
-def test_closing_ends_the_thread_soon(served, ipc_address, serve, wait_until):
+def test_closing_ends_the_thread_soon(served, ipc_address, serve):
     with contextlib.ExitStack() as stack:
         if served:
             stack.enter_context(serve(ipc_address))
-            client = stack.enter_context(connected(ipc_address))
+            client = stack.enter_context(Client.connect(ipc_address))
             create(client)
             write(client)
         source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG)

@@ -101,7 +101,7 @@ def test_without_a_checkpoint_the_folder_is_named(tmp_path):
     assert list_checkpoints(tmp_path, "shared") == []
     with pytest.raises(CheckpointError, match=f"no checkpoint in {folder(tmp_path, 'shared')}"):
         load_newest(tmp_path, "shared")
-    with pytest.raises(CheckpointError, match="missing.safetensors: No such file"):
+    with pytest.raises(CheckpointError, match=r"missing\.safetensors: No such file"):
         load(tmp_path / "missing.safetensors")
 
 
@@ -201,12 +201,10 @@ def test_a_disk_that_turns_out_full_late_leaves_the_old_one_whole(where, tmp_pat
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(CheckpointError) as caught:
-        if where == "fsync":
-            patch.setattr(os, "fsync", full)
-        else:
-            patch.setattr("pathlib.Path.replace", full)
-        save(tmp_path, checkpoint(2))
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync" if where == "fsync" else "pathlib.Path.replace", full)
+        with pytest.raises(CheckpointError) as caught:
+            save(tmp_path, checkpoint(2))
     assert "No space left on device" in str(caught.value)
     _assert_only(old, before, caught.value)
 

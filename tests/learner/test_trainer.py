@@ -89,7 +89,9 @@ def batch(seed):
     source = np.random.default_rng(seed)
     stack, next_stack = (torch.from_numpy(source.integers(0, 2, (8, 3, 6), np.uint8)) for _ in range(2))
     reward = torch.from_numpy(source.normal(size=8).astype(np.float32))
-    return Batch(stack, torch.from_numpy(source.integers(0, 4, 8)), reward, torch.full((8,), 0.9), next_stack)
+    return Batch(
+        stack, torch.from_numpy(source.integers(0, 4, 8)), reward, torch.full((8,), 0.9), next_stack
+    )
 
 
 def a_trainer(run_dir, batches=None, config=CONFIG, policy="shared", signature=SIGNATURE, **more):
@@ -270,7 +272,7 @@ def test_what_can_not_be_resumed_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="resume with the configuration"):
         a_trainer(tmp_path, config=wider).resume()
     other = SIGNATURE.model_copy(update={"n_frames": 4})
-    with pytest.raises(CheckpointError, match="'n_frames': '3'.*'n_frames': '4'"):
+    with pytest.raises(CheckpointError, match=r"'n_frames': '3'.*'n_frames': '4'"):
         a_trainer(tmp_path, signature=other).resume()
     path = list_checkpoints(tmp_path, "shared")[-1]
     path.write_bytes(path.read_bytes()[:-1])
@@ -279,7 +281,8 @@ def test_what_can_not_be_resumed_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "action", [ArraySpec.of((), np.int32), ArraySpec.of((2,), np.int32, n_values=3), ArraySpec.of((), "<f4")]
+    "action",
+    [ArraySpec.of((), np.int32), ArraySpec.of((2,), np.int32, n_values=3), ArraySpec.of((), "<f4")],
 )
 def test_actions_that_are_not_discrete_are_refused(action, tmp_path):
     with pytest.raises(ConfigurationError, match=r"needs one\s+discrete action"):

@@ -61,6 +61,19 @@ class TableAgainstModel(RuleBasedStateMachine):
             for _ in range(times):
                 self._write(name, self._rows(name, plan))
 
+    @rule(name=st.sampled_from(WRITERS), plan=plans, early=st.integers(-2, 6))
+    def wake_just_in_time(self, name, plan, early):
+        """Let a writer's lanes sleep until the ring has almost reached their stacks."""
+        others = [other for other in self.model.writers if other != name]
+        if name not in self.model.writers or not others:
+            return
+        awake = [episode for episode in self.model.writers[name].open if episode]
+        oldest = min((self.model.stack_rows(one.rows[-1])[0].number for one in awake), default=0)
+        for _ in range(self.model.capacity if awake else 0):
+            if self.model.tail < oldest - early:
+                self._write(others[0], self._rows(others[0], [(0, M)]))
+        self._write(name, self._rows(name, plan))
+
     @rule(name=st.sampled_from(WRITERS))
     def repeat(self, name):
         if name not in self.requests:
@@ -158,7 +171,7 @@ class TableAgainstModel(RuleBasedStateMachine):
 
 
 TableAgainstModel.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=120,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
