@@ -23,7 +23,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from fornix.common.messages import TableSpec
+from fornix.common.messages import Observe, TableSpec
 from fornix.common.signature import ArraySpec, Signature
 from fornix.common.wire import encode
 from fornix.replay.client import Client, Pending, Transitions, Writer
@@ -33,6 +33,7 @@ from fornix.replay.steps import Steps
 LANES = (8, 80)
 FRAME_ITEMS, N_FRAMES, N_STEP, BATCH_SIZE, IN_FLIGHT = 100, 5, 3, 256, 2
 EPISODE_STEPS = 50
+HEADER_BYTES = 100  # about what an answer with stacks has
 TABLE = "bench"
 SIGNATURE = Signature(
     frame=ArraySpec.of((FRAME_ITEMS,), np.uint8),
@@ -56,12 +57,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def echo(address: str) -> None:
-    """Answer [size of the reply, *anything] with one frame of that size."""
+    """Answer [size, *anything] with a header and a frame of that size."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(address)
         while True:
             client, size, *_ = router.recv_multipart(copy=False)
-            router.send_multipart([client, bytes(int(size.bytes))], copy=False)
+            router.send_multipart([client, bytes(HEADER_BYTES), bytes(int(size.bytes))], copy=False)
 
 
 @contextlib.contextmanager
@@ -76,7 +77,7 @@ def process(target: Callable[[str], None], address: str) -> Iterator[None]:
 
 
 class Lanes:
-    """Steps of some lanes, all in one episode after the other, one request at a time."""
+    """A writer whose lanes step together, one episode after another; one request at a time."""
 
     def __init__(self, writer: Writer) -> None:
         self.writer = writer
@@ -100,14 +101,13 @@ class Lanes:
 class Echo:
     """Sends what an `observe` sends, and takes as many bytes as its answer has."""
 
-    def __init__(self, address: str, lanes: Lanes) -> None:
+    def __init__(self, address: str, steps: Steps) -> None:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.linger = 0
         self._socket.connect(address)
-        request = lanes.writer.observe(lanes.middle, stacks=False)._request
-        count = lanes.writer.lanes
-        self._frames = [b"%d" % (count * N_FRAMES * FRAME_ITEMS + 100), *encode(request, 1)]
+        request = Observe(table=TABLE, writer="echo", incarnation=1, sequence=1, **steps.__dict__)
+        self._frames = [b"%d" % (steps.frame.nbytes * N_FRAMES), *encode(request, 1)]
 
     def send(self) -> None:
         """Make one round trip."""
@@ -141,10 +141,11 @@ def measure_observe(
 ) -> dict[str, Any]:
     """Return microseconds of a round trip, beside those of an echo of the same bytes."""
     vector = Lanes(client.open_writer(TABLE, f"lanes-{lanes}", lanes))
-    bare = Echo(echo_address, vector_for_echo(client, lanes))
+    bare = Echo(echo_address, vector.middle)
     observe: list[NDArray[np.float64]] = []
     echoed: list[NDArray[np.float64]] = []
-    times_us(vector.write, 50), times_us(bare.send, 50)
+    for warming_up in (vector.write, bare.send):
+        times_us(warming_up, 50)
     for _ in range(options.rounds):
         observe.append(times_us(vector.write, options.requests))
         echoed.append(times_us(bare.send, options.requests))
@@ -161,16 +162,20 @@ def measure_observe(
     }
 
 
-def measure_sample(client: Client, options: argparse.Namespace) -> dict[str, Any]:
-    """Return samples/s over the socket, beside an `np.take` of as many frames in this process."""
+def fill(client: Client, options: argparse.Namespace) -> None:
+    """Fill the ring, and draw once: from then on the server keeps the starts of N_STEP up to date."""
     vector = Lanes(client.open_writer(TABLE, "filler", max(LANES)))
     while client.info().tables[TABLE]["steps"] < options.capacity_steps:
         for _ in range(100):
             vector.write()
+    samples_per_s(client, 50)
+
+
+def measure_sample(client: Client, options: argparse.Namespace) -> dict[str, Any]:
+    """Return samples/s over the socket, beside an `np.take` of as many frames in this process."""
     frames = np.random.default_rng(0).integers(0, 2, (options.capacity_steps, FRAME_ITEMS), np.uint8)
     drawn: list[float] = []
     taken: list[float] = []
-    samples_per_s(client, 50)
     for _ in range(options.rounds):
         drawn.append(samples_per_s(client, options.batches))
         taken.append(takes_per_s(frames, options.batches))
@@ -211,10 +216,6 @@ def takes_per_s(frames: NDArray[np.uint8], batches: int) -> float:
     return batches * BATCH_SIZE / (time.perf_counter() - began)
 
 
-def vector_for_echo(client: Client, lanes: int) -> Lanes:
-    return Lanes(client.open_writer(TABLE, f"echoed-{lanes}", lanes))
-
-
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fx-") as folder:
         replay_address, echo_address = f"ipc://{folder}/r", f"ipc://{folder}/e"
@@ -226,6 +227,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             client.create_table(
                 TABLE, TableSpec(signature=SIGNATURE, capacity_steps=options.capacity_steps)
             )
+            fill(client, options)
             return {
                 "cpus": os.cpu_count(),
                 "rounds": options.rounds,

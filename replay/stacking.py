@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.ring import Numbers, Ring
 
 
 class Stacker:

@@ -30,6 +30,7 @@ from fornix.replay.transitions import assemble
 _EPISODES_KEPT = 100
 _INDEXES_KEPT = 4
 _MAX_WRITERS = 1024
+_MAX_REWARD = 1e30  # of which the sum over any n_step is a finite float32
 _KEY_BYTES = 8
 _BATCH_ROW_BYTES = 48  # of a transition's numbers, beside its frames and what a step holds
 
@@ -226,11 +227,8 @@ class Table:
         """Whether an insert may go ahead: the limiter lets it, or a sample waits for a start."""
         if self.limiter.may_insert():
             return True
-        return (
-            waiting is not None
-            and self.limiter.may_sample()
-            and self._starts_for(waiting.n_step).count == 0
-        )
+        # the limiter holds back one side at most, so it isn't what keeps the sample waiting
+        return waiting is not None and self._starts_for(waiting.n_step).count == 0
 
     def starts(self, n_step: int) -> Numbers:
         """Return the keys that a transition of `n_step` may start from now, oldest first."""
@@ -272,10 +270,12 @@ class Table:
         signature.frame.check("frame", request.frame, rows)
         signature.action.check("action", request.action, rows)
         signature.reward.check("reward", request.reward, rows)
-        if not np.isfinite(request.reward).all():
-            at = int(np.argmin(np.isfinite(request.reward)))
+        usable = np.abs(request.reward) <= _MAX_REWARD
+        if not usable.all():
+            at = int(np.argmin(usable))
             raise InvalidRequestError(
-                f"the reward of lane {request.lane[at]} is {request.reward[at]}; rewards must be finite"
+                f"the reward of lane {request.lane[at]} is {request.reward[at]}; rewards must be finite, "
+                f"and within ±{_MAX_REWARD:g}"
             )
         if request.extras.keys() != signature.extras.keys():
             raise InvalidRequestError(

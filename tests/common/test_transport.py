@@ -216,6 +216,18 @@ def test_the_server_is_given_the_time_that_the_request_lets_it_wait(ipc_address)
         assert way.reconnects == 1  # not before the server's time was over
 
 
+def test_one_requests_failures_take_no_time_from_another(ipc_address):
+    patient = Sample(table="t", batch_size=1, n_step=1, discount=1.0, timeout_s=0.8)
+    with a_transport(ipc_address, retry_after_s=0.1, give_up_after_s=0.4) as way:
+        began = time.monotonic()
+        long, short = way.send(patient), way.send(InfoQuery())
+        with pytest.raises(UnreachableError, match=r"for 0\.4 s"):
+            way.wait(short)
+        with pytest.raises(UnreachableError, match=r"for 1\.2 s"):
+            way.wait(long)
+        assert time.monotonic() - began >= 1.2
+
+
 def test_after_a_failure_a_later_request_finds_a_server_that_has_come(ipc_address, wait_until):
     with a_transport(ipc_address, retry_after_s=3.0, give_up_after_s=0.3) as way:
         early = way.send(Report(source="early"))

@@ -199,6 +199,19 @@ def test_the_last_weights_are_repeated_on_a_beat(ipc_address, open_publisher):
     assert len(set(messages)) == 2
 
 
+def test_a_late_joiner_is_sent_the_weights_twice(ipc_address, open_publisher):
+    """A conflating socket may sleep on over one message, by a race in libzmq; the second wakes it."""
+    publisher = open_publisher(ipc_address)  # whose beat never comes by itself
+    publisher.publish("shared", 1, tensors(1))
+    for _ in range(2):
+        with zmq.Context() as context, context.socket(zmq.SUB) as socket:
+            socket.linger = 0
+            socket.rcvtimeo = 2000
+            socket.subscribe(b"shared\0")
+            socket.connect(ipc_address)
+            assert socket.recv() == socket.recv()
+
+
 def test_each_policy_is_a_topic_of_its_own(ipc_address, open_publisher, subscribe):
     addresses = (ipc_address, f"{ipc_address}2")
     first, second = (open_publisher(address) for address in addresses)

@@ -481,6 +481,18 @@ def test_steps_that_do_not_fit_are_refused_and_nothing_is_stored(rows, changes, 
     assert table.starts(1).tolist() == [0]
 
 
+@pytest.mark.parametrize("reward", [np.nan, np.inf, 1e39, -2e30])
+def test_a_reward_whose_sums_would_not_be_finite_is_refused(reward):
+    table = a_table(n_frames=1, reward=ArraySpec(dtype="<f8"))
+    episodes = Episodes(table)
+    episodes.write((0, F, 0), reward=np.zeros(1))
+    with pytest.raises(InvalidRequestError, match=r"the reward of lane 0 is .*finite, and within ±1e\+30"):
+        episodes.write((0, M, 1), reward=np.array([reward]))
+    for _ in range(64):
+        episodes.write((0, M, 1), reward=np.array([1e30]))
+    assert np.isfinite(transitions(table, n_step=64, discount=1.0)[0]["reward"])
+
+
 @pytest.mark.parametrize("missing", [{}, {"value": np.zeros((1, 2), np.float32)}, {"value": np.zeros(1)}])
 def test_extras_must_be_those_of_the_table(missing):
     table = a_table(extras={"value": ArraySpec.of((), np.float32)})

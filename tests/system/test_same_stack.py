@@ -1,4 +1,4 @@
-"""The promise: what a learner trains on is, byte for byte, what an actor acted on; and nothing is cleared."""
+"""The promise: what a learner trains on is, byte for byte, what an actor acted on; and nothing is lost."""
 
 import importlib.util
 import json
