@@ -83,9 +83,7 @@ def measure_scores(options: argparse.Namespace) -> dict[str, Any]:
     for name, policy in policies.items():
         scores = play_episodes(world, policy, rounds)
         figures[f"{name}_score_mean"] = round(float(scores.mean()), 2)
-        figures[f"{name}_score_standard_error"] = round(
-            float(scores.std(ddof=1)) / len(scores) ** 0.5, 2
-        )
+        figures[f"{name}_score_standard_error"] = round(float(scores.std(ddof=1)) / len(scores) ** 0.5, 2)
     return figures
 
 

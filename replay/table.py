@@ -18,7 +18,7 @@ from fornix.common.errors import (
     UnknownWriterError,
 )
 from fornix.common.messages import FIRST, LAST, Array, Batch, Observe, Sample, Stacks, TableSpec
-from fornix.common.wire import MAX_MESSAGE_BYTES
+from fornix.replay.checks import check_batch, check_stacks, check_steps
 from fornix.replay.lanes import Writer, waves
 from fornix.replay.limiter import Limiter
 from fornix.replay.ring import NONE, Numbers, Ring
@@ -30,9 +30,6 @@ from fornix.replay.transitions import assemble
 _EPISODES_KEPT = 100
 _INDEXES_KEPT = 4
 _MAX_WRITERS = 1024
-_MAX_REWARD = 1e30  # of which the sum over any n_step is a finite float32
-_KEY_BYTES = 8
-_BATCH_ROW_BYTES = 48  # of a transition's numbers, beside its frames and what a step holds
 
 
 class Table:
@@ -112,32 +109,7 @@ class Table:
             InvalidRequestError: naming the array, what it is, and what it must be.
         """
         writer = self._writer(request)
-        rows = request.lane.shape[0] if request.lane.ndim == 1 else -1
-        if rows < 1 or rows > self.spec.capacity_steps // 2 or request.lane.dtype != np.int32:
-            raise InvalidRequestError(
-                f"lane has shape {request.lane.shape} and dtype {request.lane.dtype.str}; it must be "
-                f"<i4 [K] with K from 1 to {self.spec.capacity_steps // 2}, half the table"
-            )
-        low, high = request.lane.min(), request.lane.max()
-        if low < 0 or high >= writer.lanes:
-            raise InvalidRequestError(
-                f"lane holds {low if low < 0 else high}; writer {writer.name!r} has {writer.lanes} "
-                f"lanes, 0 to {writer.lanes - 1}; open it with more lanes"
-            )
-        for name, array, dtype in (
-            ("step_type", request.step_type, "|u1"),
-            ("terminated", request.terminated, "|b1"),
-        ):
-            if array.shape != (rows,) or array.dtype.str != dtype:
-                raise InvalidRequestError(
-                    f"{name} has shape {array.shape} and dtype {array.dtype.str}; it must be "
-                    f"{(rows,)} and {dtype}, one for each lane"
-                )
-        if np.any(request.terminated & (request.step_type != LAST)):
-            raise InvalidRequestError("terminated is true on a step that is not LAST; send LAST with it")
-        self._check_payload(request, rows)
-        if request.stacks:
-            self._require_sendable(rows)
+        check_steps(self.spec, writer, request)
         return writer
 
     def observe(self, request: Observe, now: float) -> Stacks:
@@ -195,7 +167,7 @@ class Table:
 
     def stacks(self, keys: Numbers) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
-        self._require_sendable(len(keys))
+        check_stacks(self.spec.signature, len(keys))
         return self._answer(keys, stacks=True)
 
     def sample(self, request: Sample) -> Batch | None:
@@ -213,15 +185,7 @@ class Table:
 
     def check_sample(self, request: Sample) -> None:
         """Raise InvalidRequestError if the batch could not be sent."""
-        signature = self.spec.signature
-        frames = signature.n_frames + request.n_step
-        row = (frames - 1) * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
-        if request.batch_size * row > MAX_MESSAGE_BYTES:
-            raise InvalidRequestError(
-                f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes at {frames} "
-                f"frames each; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
-                f"{MAX_MESSAGE_BYTES // row}"
-            )
+        check_batch(self.spec.signature, request)
 
     def may_insert(self, waiting: Sample | None) -> bool:
         """Whether an insert may go ahead: the limiter lets it, or a sample waits for a start."""
@@ -243,14 +207,6 @@ class Table:
             f"stack and the {request.n_step} steps after it, or its episode's end; more steps open it"
         )
 
-    def _require_sendable(self, stacks: int) -> None:
-        one = self._stacker.n_frames * self.spec.signature.frame.nbytes + _KEY_BYTES
-        if stacks * one > MAX_MESSAGE_BYTES:
-            raise InvalidRequestError(
-                f"{stacks} stacks take {stacks * one:,} bytes; a message may have "
-                f"{MAX_MESSAGE_BYTES:,}; ask for at most {MAX_MESSAGE_BYTES // one} at once"
-            )
-
     def _writer(self, request: Observe) -> Writer:
         writer = self.writers.get(request.writer)
         if writer is None:
@@ -264,25 +220,6 @@ class Table:
             )
         _require_incarnation(writer, request.incarnation)
         return writer
-
-    def _check_payload(self, request: Observe, rows: int) -> None:
-        signature = self.spec.signature
-        signature.frame.check("frame", request.frame, rows)
-        signature.action.check("action", request.action, rows)
-        signature.reward.check("reward", request.reward, rows)
-        usable = np.abs(request.reward) <= _MAX_REWARD
-        if not usable.all():
-            at = int(np.argmin(usable))
-            raise InvalidRequestError(
-                f"the reward of lane {request.lane[at]} is {request.reward[at]}; rewards must be finite, "
-                f"and within ±{_MAX_REWARD:g}"
-            )
-        if request.extras.keys() != signature.extras.keys():
-            raise InvalidRequestError(
-                f"extras are {sorted(request.extras)}; the table takes {sorted(signature.extras)}"
-            )
-        for name, spec in signature.extras.items():
-            spec.check(f"extras.{name}", request.extras[name], rows)
 
     def _predecessors(self, request: Observe, parts: list[NDArray[np.int64]], newest: Numbers) -> Numbers:
         """Return each new row's predecessor, NONE for a FIRST; it may be a row of this request."""

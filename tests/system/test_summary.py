@@ -63,7 +63,7 @@ def test_a_run_is_summed_up(run_dir: Path) -> None:
 
 
 def test_people_read_the_summary(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Console(width=100).print(summary.panel(summary.sum_up(CONFIG, run_dir, print)))
+    Console(width=400).print(summary.panel(summary.sum_up(CONFIG, run_dir, print)))
     text = capsys.readouterr().out
     for word in ("random play", "before training", "after training", "0:12 of training", "curve.png"):
         assert word in text
