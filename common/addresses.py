@@ -27,6 +27,11 @@ def check_address(address: str) -> str:
     )
 
 
+def is_ipv6(address: str) -> bool:
+    """Return whether a socket needs ZMQ_IPV6 for this address, `tcp://[HOST]:PORT`."""
+    return address.startswith("tcp://[")
+
+
 def is_served_ipc(address: str) -> bool:
     """Return whether someone listens at an `ipc://` address, which ZeroMQ would take over in silence."""
     path = address.removeprefix("ipc://")

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import zmq
 
-from fornix.common.addresses import check_address
+from fornix.common.addresses import check_address, is_ipv6
 from fornix.common.errors import AddressError, ProtocolError, UnreachableError
 from fornix.common.messages import REPLIES, Refused, Reply, Request
 from fornix.common.wire import Buffer, UndecodableError, decode, encode
@@ -155,6 +155,7 @@ class ZmqTransport:
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
+        socket.ipv6 = is_ipv6(self._address)
         try:
             socket.connect(self._address)
         except zmq.ZMQError as error:

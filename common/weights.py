@@ -17,7 +17,7 @@ from typing import Protocol
 import zmq
 from torch import Tensor
 
-from fornix.common.addresses import check_address, is_served_ipc
+from fornix.common.addresses import check_address, is_ipv6, is_served_ipc
 from fornix.common.errors import AddressError
 from fornix.common.tensors import DamagedTensorsError, pack, unpack
 
@@ -97,6 +97,7 @@ class WeightsPublisher:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         self._socket.linger = 0
+        self._socket.ipv6 = is_ipv6(address)
         self._socket.xpub_verbose = True
         self._socket.sndhwm = 2  # a slow reader should have few stale messages to swallow
         try:
@@ -175,6 +176,7 @@ class WeightsSubscriber:
         self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.linger = 0
+        self._socket.ipv6 = any(map(is_ipv6, addresses))
         self._socket.maxmsgsize = _MAX_MESSAGE_BYTES
         self._socket.conflate = True  # has no effect once connected
         self._socket.subscribe(_topic(policy))

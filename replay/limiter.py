@@ -11,6 +11,7 @@ every state at least one side is open: the two can never wait for each other. (A
 for a start, with the limiter open; then `Table.may_insert` lets inserts go ahead.)
 """
 
+import math
 from dataclasses import dataclass
 
 from fornix.common.errors import InvalidRequestError
@@ -82,7 +83,8 @@ class Limiter:
         return (
             f"{self.samples} transitions have been drawn for {self.inserts} inserts, as far ahead of "
             f"samples_per_insert {self.spec.samples_per_insert} as error_buffer_inserts "
-            f"{self.spec.error_buffer_inserts} allows; the next insert opens it"
+            f"{self.spec.error_buffer_inserts} allows; inserts still needed: "
+            f"{math.floor((-self._bound - (self.surplus or 0)) / (self.spec.samples_per_insert or 1)) + 1}"
         )
 
     def why_no_insert(self) -> str:
@@ -90,5 +92,6 @@ class Limiter:
         return (
             f"{self.inserts} inserts have been made and {self.samples} transitions drawn, as far "
             f"ahead of samples_per_insert {self.spec.samples_per_insert} as error_buffer_inserts "
-            f"{self.spec.error_buffer_inserts} allows; the next samples open it"
+            f"{self.spec.error_buffer_inserts} allows; transitions still "
+            f"to be drawn: {math.floor((self.surplus or 0) - self._bound) + 1}"
         )

@@ -6,7 +6,7 @@ import os
 
 import zmq
 
-from fornix.common.addresses import check_address, is_served_ipc
+from fornix.common.addresses import check_address, is_ipv6, is_served_ipc
 from fornix.common.errors import AddressError, ProtocolError
 from fornix.common.messages import REQUESTS, Reply
 from fornix.common.wire import MAX_MESSAGE_BYTES, Buffer, UndecodableError, decode, encode
@@ -44,6 +44,7 @@ class ReplayServer:
         self._context = context or zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 0
+        self._socket.ipv6 = is_ipv6(address)
         self._socket.router_mandatory = True
         # far above what the wire admits: a message between the two limits is answered with a sentence
         self._socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES

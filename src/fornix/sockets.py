@@ -7,6 +7,7 @@ from pathlib import Path
 
 import zmq
 
+from fornix.common.addresses import is_ipv6
 from fornix.common.config import RunConfig
 from fornix.common.errors import AddressError
 
@@ -58,6 +59,7 @@ class _Binder:
         if _answers(address):
             raise AddressError(_TAKEN)
         one = self._context.socket(zmq.ROUTER)
+        one.ipv6 = is_ipv6(address)
         self._sockets.append(one)
         try:
             one.bind(address)

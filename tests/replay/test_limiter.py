@@ -77,8 +77,24 @@ def test_what_a_side_waits_for_is_told_in_numbers():
     for part in ("44 transitions", "11 inserts", "samples_per_insert 4.0", "error_buffer_inserts 5.0"):
         assert part in limiter.why_no_sample()
         assert part in limiter.why_no_insert()
-    assert "next insert opens it" in limiter.why_no_sample()
-    assert "next samples open it" in limiter.why_no_insert()
+
+
+@pytest.mark.parametrize(("inserts", "samples"), [(11, 24), (11, 44), (12, 61), (15, 0), (20, 3)])
+def test_who_waits_is_told_how_much_opens_the_way(inserts, samples):
+    limiter = a_limiter(min_size=10, ratio=4.0, buffer=5.0)
+    limiter.inserts, limiter.samples = inserts, samples
+    if limiter.may_sample():
+        needed = int(limiter.why_no_insert().rpartition(" ")[2])
+        limiter.samples += needed - 1
+        assert not limiter.may_insert()
+        limiter.samples += 1
+        assert limiter.may_insert()
+    else:
+        needed = int(limiter.why_no_sample().rpartition(" ")[2])
+        limiter.inserts += needed - 1
+        assert not limiter.may_sample()
+        limiter.inserts += 1
+        assert limiter.may_sample()
 
 
 @pytest.mark.parametrize(

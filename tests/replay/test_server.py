@@ -71,6 +71,15 @@ def play(client, steps=6):
     assert len(client.sample("t", 64, n_step=2, n_frames=3).result().batch.key) == 64
 
 
+def _has_ipv6():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
 def test_a_client_plays_over_a_socket(serve, address):
     with serve(address) as server, Client.connect(server.address) as client:
         play(client)
@@ -361,3 +370,9 @@ def test_a_write_whose_reply_was_lost_is_applied_once(serve, ipc_address):
             stop.set()
             proxy.join(10)
             assert not proxy.is_alive()
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6 loopback")
+def test_it_serves_at_an_ipv6_address(serve):
+    with serve("tcp://[::1]:*") as server, Client.connect(server.address, give_up_after_s=5) as client:
+        assert client.hello().tables == {}

@@ -215,11 +215,11 @@ def test_who_waits_for_the_other_side_is_told_the_numbers(side):
         write(desk, sequence, (0, kind, sequence))
     if side == "insert":
         asked = write(desk, 6, (0, M, 6), timeout_s=1.0)
-        said = ["'observe'", "4 inserts have been made and 0 transitions drawn", "next samples open it"]
+        said = ["'observe'", "4 inserts have been made and 0 transitions drawn", "to be drawn: 1"]
     else:
         desk.ask(sample(16))
         asked = desk.send(sample(1, timeout_s=1.0))
-        said = ["'sample'", "16 transitions have been drawn for 4 inserts", "next insert opens it"]
+        said = ["'sample'", "16 transitions have been drawn for 4 inserts", "still needed: 1"]
     desk.pass_time(1.0)
     for part in (*said, "samples_per_insert 4.0", "error_buffer_inserts 2.0"):
         assert part in desk.answers[asked].message
