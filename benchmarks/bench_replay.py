@@ -192,7 +192,7 @@ def measure_sample(client: Client, options: argparse.Namespace) -> dict[str, Any
 
 def samples_per_s(client: Client, batches: int) -> float:
     def ask() -> Pending[Transitions]:
-        return client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, n_frames=N_FRAMES)
+        return client.sample(TABLE, BATCH_SIZE, n_step=N_STEP)
 
     flying = deque(ask() for _ in range(IN_FLIGHT))
     began = time.perf_counter()

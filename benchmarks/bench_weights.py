@@ -141,20 +141,23 @@ def measure_stop(config: RunConfig, stopped_s: float) -> dict[str, Any]:
             Client.connect(address, name="benchmark", give_up_after_s=1.0) as client,
             closing(WeightsSubscriber(config.weights.addresses, POLICY)) as subscriber,
         ):
-            observer = Observer(config, client, subscriber)
-            wait(launcher, observer.all_act, "actors that act by published weights")
-            pid = next(state.pid for state in launcher.states() if state.name == "actor-0")
-            if pid is None:
-                raise SystemExit("actor-0 has died")
-            before = observer.published()
-            os.kill(pid, signal.SIGSTOP)
-            until = time.monotonic() + stopped_s
-            wait(launcher, lambda: observer.published() >= 0 and time.monotonic() > until, "the time")
-            newest = observer.published()
-            os.kill(pid, signal.SIGCONT)
-            began = time.monotonic()
-            wait(launcher, lambda: observer.reported(0) >= newest, "the newest weights")
-            seconds = time.monotonic() - began
+            return stop_and_go_on(launcher, Observer(config, client, subscriber), stopped_s)
+
+
+def stop_and_go_on(launcher: Launcher, observer: Observer, stopped_s: float) -> dict[str, Any]:
+    wait(launcher, observer.all_act, "actors that act by published weights")
+    pid = next(state.pid for state in launcher.states() if state.name == "actor-0")
+    if pid is None:
+        raise SystemExit("actor-0 has died")
+    before = observer.published()
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + stopped_s
+    wait(launcher, lambda: observer.published() >= 0 and time.monotonic() > until, "the time")
+    newest = observer.published()
+    os.kill(pid, signal.SIGCONT)
+    began = time.monotonic()
+    wait(launcher, lambda: observer.reported(0) >= newest, "the newest weights")
+    seconds = time.monotonic() - began
     return {
         "stopped_seconds": stopped_s,
         "versions_missed": newest - before,

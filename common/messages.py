@@ -19,7 +19,7 @@ FIRST, MID, LAST = 0, 1, 2
 MAX_BATCH = 65_536
 MAX_LANES = 65_536
 MAX_WAIT_S = 3600.0
-MAX_METRICS = 64
+MAX_METRICS = 32
 
 Array = NDArray[Any]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
@@ -57,9 +57,9 @@ class LimiterSpec(Message):
 
     min_size: int = Field(1, ge=1)
     """Inserts that the table must have seen before the first sample."""
-    samples_per_insert: float | None = Field(None, gt=0, allow_inf_nan=False)
+    samples_per_insert: float | None = Field(None, ge=1e-6, le=1e9, allow_inf_nan=False)
     """Transitions drawn for each insert, on average; None leaves both sides free."""
-    error_buffer_inserts: float | None = Field(None, gt=0, allow_inf_nan=False)
+    error_buffer_inserts: float | None = Field(None, ge=1e-3, le=1e9, allow_inf_nan=False)
     """How far either side may run ahead, in inserts; None with a free limiter."""
 
 

@@ -12,6 +12,7 @@ from fornix.common.errors import InvalidRequestError, SignatureError
 #: The dtypes that travel and are stored, in numpy's own spelling; all little-endian or one byte.
 DTYPES = frozenset(("|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8"))
 MAX_DIMENSIONS = 8
+MAX_STEP_DIMENSIONS = MAX_DIMENSIONS - 2  # a batch of stacks has two more
 MAX_ITEMS = 2**31
 MAX_EXTRAS = 32
 
@@ -33,8 +34,8 @@ class ArraySpec(BaseModel):
     @field_validator("shape")
     @classmethod
     def _bounded(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if len(shape) > MAX_DIMENSIONS or min(shape, default=1) < 1:
-            raise ValueError(f"{shape} must have at most {MAX_DIMENSIONS} dimensions, each >= 1")
+        if len(shape) > MAX_STEP_DIMENSIONS or min(shape, default=1) < 1:
+            raise ValueError(f"{shape} must have at most {MAX_STEP_DIMENSIONS} dimensions, each >= 1")
         items = 1
         for size in shape:
             items *= size

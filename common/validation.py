@@ -24,6 +24,7 @@ def first_fault(error: ValidationError, model: type[BaseModel]) -> str:
     # a misspelt key is missing under its right name too: the misspelling says more
     fault = next((one for one in faults if one["type"] == "extra_forbidden"), faults[0])
     where = _cut(".".join(key_path(model, fault["loc"])))
+    where = where if where.isprintable() else ascii(where)
     if fault["type"] == "extra_forbidden":
         known = _fields_at(model, fault["loc"][:-1])
         return f"unknown key {where!r}{nearest(_cut(str(fault['loc'][-1])), known)}" + (

@@ -8,7 +8,7 @@ reaches it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import msgpack
@@ -68,11 +68,15 @@ def decode(frames: Sequence[Buffer], kinds: Mapping[str, type[MessageT]]) -> tup
     Raises:
         UndecodableError: with the message's id where it could still be read.
     """
-    header = _unpack_header(frames)
+    header, fault = _unpack_header(frames)
     message_id = header.get("i")
     if not isinstance(message_id, int) or isinstance(message_id, bool) or message_id < 0:
-        raise UndecodableError(None, ProtocolError(f"message id {shown(message_id)} is no integer >= 0"))
+        raise UndecodableError(
+            None, fault or ProtocolError(f"message id {shown(message_id)} is no integer >= 0")
+        )
     try:
+        if fault is not None:
+            raise fault
         return message_id, _build(header, kinds)
     except (ProtocolError, InvalidRequestError) as error:
         raise UndecodableError(message_id, error) from error
@@ -104,7 +108,8 @@ def _build(header: Mapping[str, object], kinds: Mapping[str, type[MessageT]]) ->
         raise InvalidRequestError(f"{kind.type}: {first_fault(error, kind)}") from None
 
 
-def _unpack_header(frames: Sequence[Buffer]) -> dict[str, object]:
+def _unpack_header(frames: Sequence[Buffer]) -> tuple[dict[str, object], ProtocolError | None]:
+    """Return the header, and what is wrong with an array in it, if anything is."""
     sizes = [len(frame) for frame in frames]
     if not sizes or sizes[0] > MAX_HEADER_BYTES or len(sizes) - 1 > MAX_FRAMES:
         raise UndecodableError(
@@ -133,15 +138,13 @@ def _unpack_header(frames: Sequence[Buffer]) -> dict[str, object]:
             max_array_len=MAX_HEADER_ITEMS,
             max_map_len=MAX_HEADER_ITEMS,
         )
-    except ProtocolError as error:
-        raise UndecodableError(None, error) from error
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         text = f"the header is no well-formed msgpack map ({type(error).__name__}: {error!s:.100})"
         raise UndecodableError(None, ProtocolError(text)) from None
     if not isinstance(header, dict):
         text = f"the header is a {type(header).__name__}; it must be a map of v, t, i and b"
-        raise UndecodableError(None, ProtocolError(text))
-    return header
+        raise UndecodableError(None, guard.fault or ProtocolError(text))
+    return header, guard.fault
 
 
 def _packable(value: object, frames: list[Buffer]) -> object:
@@ -173,13 +176,31 @@ def _encode_array(array: NDArray[Any], frames: list[Buffer]) -> object:
 
 
 class _Guard:
-    """Turns what a header says of arrays into arrays, if all of it is true and harmless."""
+    """Turns what a header says of arrays into arrays, if all of it is true and harmless.
+
+    The first fault is kept, not raised: the rest of the header may tell which request it is in.
+    """
 
     def __init__(self, frames: Sequence[Buffer]) -> None:
         self._frames = frames
+        self.fault: ProtocolError | None = None
 
     def map(self, value: dict[Any, Any]) -> object:
         """Admit a map; one that msgpack-numpy would decode must be a plain array."""
+        return self._keeping_fault(self._map, value)
+
+    def extension(self, code: int, data: bytes) -> object:
+        """Admit a reference to a raw frame, and nothing else."""
+        return self._keeping_fault(self._extension, code, data)
+
+    def _keeping_fault(self, admit: Callable[..., object], *value: object) -> object:
+        try:
+            return admit(*value)
+        except ProtocolError as error:
+            self.fault = self.fault or error
+            return None
+
+    def _map(self, value: dict[Any, Any]) -> object:
         if b"complex" in value:
             raise ProtocolError("complex numbers are refused; send two real arrays")
         if b"nd" not in value:
@@ -197,8 +218,7 @@ class _Guard:
         _check_array(value[b"type"], value[b"shape"], len(data))
         return _checked_bools(msgpack_numpy.decode(value).copy())
 
-    def extension(self, code: int, data: bytes) -> object:
-        """Admit a reference to a raw frame, and nothing else."""
+    def _extension(self, code: int, data: bytes) -> object:
         if code != _FRAME_REFERENCE or len(data) > _MAX_REFERENCE_BYTES:
             raise ProtocolError(
                 f"msgpack extension {code} of {len(data)} bytes is refused; only {_FRAME_REFERENCE} is "

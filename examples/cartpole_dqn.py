@@ -106,7 +106,7 @@ def train(client: Client, goal: float, limit_s: float, seed: int) -> dict[str, f
                     TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT, n_frames=1
                 )
                 transitions = drawn.result()
-                drawn = client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT, n_frames=1)
+                drawn = client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT)
                 agent.train(transitions)
         stacks = pending.result()
         if len(recent) == 50 and np.mean(recent) >= goal:

@@ -11,7 +11,6 @@ import torch
 
 from fornix.common.config import LearnerConfig
 from fornix.common.errors import UnknownTableError, UnreachableError, WaitTimeoutError
-from fornix.common.signature import Signature
 from fornix.learner.update import Batch
 from fornix.replay.client import Client, Pending, Transitions
 
@@ -49,9 +48,9 @@ class BatchSource(Protocol):
 class LocalBatches:
     """Asks for one batch at a time, without a thread; for one process."""
 
-    def __init__(self, client: Client, table: str, signature: Signature, config: LearnerConfig) -> None:
+    def __init__(self, client: Client, table: str, config: LearnerConfig) -> None:
         self._client = client
-        self._request = _Request(client, table, signature, config)
+        self._request = _Request(client, table, config)
         self._pending: Pending[Transitions] | None = None
         self.doing = ""
 
@@ -75,7 +74,6 @@ class PrefetchedBatches:
     Args:
         address: of the replay server.
         table: to draw from.
-        signature: of the table.
         config: of the learner.
         seen: called with each batch before it is trained on.
     """
@@ -84,13 +82,12 @@ class PrefetchedBatches:
         self,
         address: str,
         table: str,
-        signature: Signature,
         config: LearnerConfig,
         seen: Callable[[Transitions], None] | None = None,
     ) -> None:
         self._address = address
         self._seen = seen
-        self._asked = (table, signature, config)
+        self._asked = (table, config)
         self._ready: queue.Queue[Batch | Exception] = queue.Queue(_IN_FLIGHT)
         self._stop = threading.Event()
         self.doing = ""
@@ -155,10 +152,9 @@ class PrefetchedBatches:
 class _Request:
     """The request for a batch that a learner's configuration asks for."""
 
-    def __init__(self, client: Client, table: str, signature: Signature, config: LearnerConfig) -> None:
+    def __init__(self, client: Client, table: str, config: LearnerConfig) -> None:
         self._client = client
         self._table = table
-        self._n_frames = signature.n_frames
         self._config = config
 
     def send(self) -> Pending[Transitions]:
@@ -167,6 +163,5 @@ class _Request:
             self._config.batch_size,
             n_step=self._config.n_step,
             discount=self._config.discount,
-            n_frames=self._n_frames,
             timeout_s=0.5,
         )

@@ -57,9 +57,7 @@ def learn(
             signature = _wait_for_table(config, policy, stop)
             if signature is None:
                 return
-            sources.append(
-                PrefetchedBatches(config.replay.address, policy, signature, config.learner, seen)
-            )
+            sources.append(PrefetchedBatches(config.replay.address, policy, config.learner, seen))
             trainers.append(PolicyTrainer(config, policy, signature, sources[-1], publisher, run_dir))
             trainers[-1].begin(resume)
         with Monitor(config, run_dir, index, trainers):

@@ -42,16 +42,41 @@ def check_stacks(signature: Signature, stacks: int) -> None:
         )
 
 
-def check_batch(signature: Signature, request: Sample) -> None:
-    """Raise InvalidRequestError if the batch could not be sent."""
-    frames = signature.n_frames + request.n_step
-    row = (frames - 1) * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
+def check_batch(spec: TableSpec, request: Sample) -> None:
+    """Raise InvalidRequestError if the batch could not be sent, or could never be drawn."""
+    frames = spec.signature.n_frames + request.n_step
+    if frames > spec.capacity_steps:
+        raise InvalidRequestError(
+            f"a transition of n_step {request.n_step} needs {frames} steps with its stack, and the table "
+            f"holds {spec.capacity_steps}; lower n_step or raise capacity_steps"
+        )
+    row = _transition_nbytes(spec.signature, request.n_step)
     if request.batch_size * row > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
             f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes at {frames} "
             f"frames each; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
             f"{MAX_MESSAGE_BYTES // row}"
         )
+
+
+def check_table(spec: TableSpec) -> None:
+    """Raise InvalidRequestError if not even one stack or one transition of the table could be sent."""
+    one = max(_transition_nbytes(spec.signature, 1), spec.signature.n_frames * spec.signature.frame.nbytes)
+    if one > MAX_MESSAGE_BYTES:
+        raise InvalidRequestError(
+            f"one transition takes {one:,} bytes; a message may have {MAX_MESSAGE_BYTES:,}; lower n_frames "
+            f"or the size of a frame"
+        )
+    if spec.signature.n_frames + 1 > spec.capacity_steps:
+        raise InvalidRequestError(
+            f"{spec.capacity_steps} steps can't hold a stack of {spec.signature.n_frames} frames and the "
+            f"step after it; raise capacity_steps to {spec.signature.n_frames + 1} or more"
+        )
+
+
+def _transition_nbytes(signature: Signature, n_step: int) -> int:
+    frames = signature.n_frames + n_step
+    return (frames - 1) * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
 
 
 def _check_lanes(spec: TableSpec, writer: Writer, request: Observe) -> int:

@@ -12,7 +12,16 @@ import zmq
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from fornix.common.errors import EvictedError, InvalidRequestError, ProtocolError, error_from_code
+from fornix.common.errors import (
+    FornixError,
+    InvalidRequestError,
+    ProtocolError,
+    ServerError,
+    UnknownTableError,
+    UnreachableError,
+    WaitTimeoutError,
+    error_from_code,
+)
 from fornix.common.messages import (
     Batch,
     CreateTable,
@@ -36,10 +45,11 @@ from fornix.common.messages import (
 )
 from fornix.common.signature import Signature
 from fornix.common.transport import Transport, ZmqTransport
-from fornix.common.validation import first_fault
+from fornix.common.validation import first_fault, nearest
 from fornix.replay.steps import Steps
 
-_NOT_APPLIED = (InvalidRequestError.code, EvictedError.code)
+#: Refusals after which a write may still be applied: it is to be sent again.
+_UNDECIDED = (WaitTimeoutError.code, ServerError.code)
 
 T = TypeVar("T")
 ReplyT = TypeVar("ReplyT", bound=Reply)
@@ -54,7 +64,12 @@ class Transitions:
     """
 
     batch: Batch
-    n_frames: int
+    n_step: int
+
+    @property
+    def n_frames(self) -> int:
+        """Frames in a stack."""
+        return int(self.batch.window.shape[1]) - self.n_step
 
     @property
     def stack(self) -> NDArray[Any]:
@@ -65,11 +80,10 @@ class Transitions:
     def next_stack(self) -> NDArray[Any]:
         """[B, n_frames, *obs]: the states that they bootstrap from; a view if none is cut short."""
         window, steps = self.batch.window, self.batch.steps
-        n_step = window.shape[1] - self.n_frames
-        if (steps == n_step).all():
-            return window[:, n_step:]
-        next_stack = window[:, n_step:].copy()
-        for short in np.unique(steps[steps < n_step]):
+        if (steps == self.n_step).all():
+            return window[:, self.n_step :]
+        next_stack = window[:, self.n_step :].copy()
+        for short in np.unique(steps[steps < self.n_step]):
             rows = steps == short
             next_stack[rows] = window[rows, short : short + self.n_frames]
         return next_stack
@@ -84,22 +98,33 @@ class Pending(Generic[T]):
         self._finish = finish
         self._number = transport.send(request)
         self._reply: Reply | None = None
+        self._end: FornixError | None = None
 
     def done(self) -> bool:
         """Whether `result` would return, or raise, at once."""
-        if self._reply is None:
-            self._reply = self._transport.poll(self._number)
-        return self._reply is not None
+        if self._reply is None and self._end is None:
+            try:
+                self._reply = self._transport.poll(self._number)
+            except UnreachableError as error:
+                self._end = error
+        return self._reply is not None or self._end is not None
 
     def result(self) -> T:
         """Wait for the reply and return it, or raise the error that it stands for."""
+        if self._end is not None:
+            raise self._end
         if self._reply is None:
-            self._reply = self._transport.wait(self._number)
+            try:
+                self._reply = self._transport.wait(self._number)
+            except UnreachableError as error:
+                self._end = error
+                raise
         return self._finish(self._reply)
 
     def forget(self) -> None:
         """Let the reply go; it is of no interest."""
         self._transport.forget(self._number)
+        self._end = InvalidRequestError("this request was forgotten; send it again to have a reply")
 
     def send_again(self) -> None:
         """Send the same request again, after an error such as WaitTimeoutError.
@@ -107,7 +132,7 @@ class Pending(Generic[T]):
         The server applies a write once however often it comes.
         """
         self._transport.forget(self._number)
-        self._reply = None
+        self._reply = self._end = None
         self._number = self._transport.send(self._request)
 
 
@@ -134,7 +159,7 @@ class Writer:
         self.incarnation = incarnation
         self.lanes = lanes
         self._next = sequence
-        self._newest: Observe | None = None
+        self._unanswered: Observe | None = None
 
     def observe(
         self,
@@ -147,11 +172,18 @@ class Writer:
         """Append steps, and ask for the stack of each lane in them.
 
         Steps that the server refuses as invalid have no place in the order: the next ones take it.
-        Those that timed out do: send them again.
+        Those that timed out do: send them again. The arrays must not change before the answer has
+        come: they are sent, and perhaps sent again, from where they lie.
 
         Raises:
-            InvalidRequestError: if the steps don't fit the table's signature; nothing is sent.
+            InvalidRequestError: if the steps don't fit the table's signature, or those before have no
+                answer yet; nothing is sent.
         """
+        if self._unanswered is not None:
+            raise InvalidRequestError(
+                f"request {self._unanswered.sequence} of writer {self.name!r} has no answer yet, and one "
+                f"may be in flight; take its result first, or send it again"
+            )
         steps.check(self.signature)
         request = _make(
             Observe,
@@ -165,15 +197,15 @@ class Writer:
             **steps.__dict__,
         )
         pending = Pending(self._transport, request, lambda reply: self._finish(request, reply))
-        self._next += 1
-        self._newest = request
+        self._unanswered = request
         return pending
 
     def _finish(self, request: Observe, reply: Reply) -> Stacks:
-        refused = isinstance(reply, Refused) and reply.code in _NOT_APPLIED
-        if refused and self._newest is request:
-            self._next = request.sequence
-            self._newest = None  # the reply may be looked at again
+        applied = isinstance(reply, Stacks)
+        if applied:
+            self._next = max(self._next, request.sequence + 1)
+        if not (isinstance(reply, Refused) and reply.code in _UNDECIDED):
+            self._unanswered = None if self._unanswered is request else self._unanswered
         return _expect(Stacks)(reply)
 
 
@@ -261,7 +293,10 @@ class Client:
         """Return a table's signature, or raise UnknownTableError."""
         tables = self.hello().tables
         if table not in tables:
-            self._ask(_make(StackQuery, table=table, key=np.empty(0, np.int64)), Stacks)
+            raise UnknownTableError(
+                f"there is no table {table!r}{nearest(table, tables)}; tables: "
+                f"{', '.join(sorted(tables)) or 'none yet'}; create it first"
+            )
         return tables[table]
 
     def stacks(self, table: str, keys: NDArray[np.int64]) -> Stacks:
@@ -275,7 +310,6 @@ class Client:
         *,
         n_step: int = 1,
         discount: float = 0.99,
-        n_frames: int,
         timeout_s: float = 10.0,
     ) -> Pending[Transitions]:
         """Ask for `batch_size` transitions, drawn uniformly with replacement.
@@ -285,7 +319,6 @@ class Client:
             batch_size: B.
             n_step: rewards summed before bootstrapping.
             discount: γ.
-            n_frames: of the table's signature, to make stacks of what comes.
             timeout_s: how long the server may wait for data before it refuses with WaitTimeoutError.
         """
         request = _make(
@@ -297,7 +330,7 @@ class Client:
             timeout_s=timeout_s,
         )
         unpack = _expect(Batch)
-        return Pending(self._transport, request, lambda reply: Transitions(unpack(reply), n_frames))
+        return Pending(self._transport, request, lambda reply: Transitions(unpack(reply), n_step))
 
     def info(self) -> Info:
         """Return what the server holds and does."""

@@ -1,5 +1,6 @@
 """What a server tells about itself: fill, rates, writers, limiter, and what others report."""
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,7 +13,9 @@ from fornix.replay.table import Table
 
 _WINDOW_S = 10.0
 _TICK_S = 0.5
-_REPORTS_KEPT = 1024
+_REPORTS_KEPT = 256
+_REPORT_LIFE_S = 60.0
+_WRITERS_TOLD = 4096
 
 
 class Watch:
@@ -44,7 +47,7 @@ class Watch:
 
 
 class Reports:
-    """The last report of each process, the newest thousand processes."""
+    """The last report of each process: of the last minute, and of 256 processes at most."""
 
     def __init__(self) -> None:
         self._reports: dict[str, tuple[float, Report]] = {}
@@ -61,6 +64,7 @@ class Reports:
         return {
             source: {"age_s": now - then, "doing": report.doing, "metrics": report.metrics}
             for source, (then, report) in sorted(self._reports.items())
+            if now - then <= _REPORT_LIFE_S
         }
 
 
@@ -75,14 +79,16 @@ def describe(
     return Info(
         server=server,
         tables={
-            name: _describe_table(table, watch, waiting[name], now)
+            name: _describe_table(table, watch, waiting[name], _WRITERS_TOLD // len(tables), now)
             for name, (table, watch) in tables.items()
         },
         reports=reports,
     )
 
 
-def _describe_table(table: Table, watch: Watch, waiting: tuple[int, int], now: float) -> dict[str, Any]:
+def _describe_table(
+    table: Table, watch: Watch, waiting: tuple[int, int], writers_told: int, now: float
+) -> dict[str, Any]:
     spec = table.spec
     insert_rate, sample_rate = watch.rates()
     inserts, samples = table.limiter.inserts, table.limiter.samples
@@ -108,13 +114,14 @@ def _describe_table(table: Table, watch: Watch, waiting: tuple[int, int], now: f
             "waiting_inserts": waiting[0],
             "waiting_samples": waiting[1],
         },
+        "writers_open": len(table.writers),
         "writers": {
-            name: {
+            writer.name: {
                 "incarnation": writer.incarnation,
                 "sequence": writer.sequence,
                 "lanes": writer.lanes,
-                "idle_s": now - writer.last_seen if writer.last_seen else None,
+                "idle_s": now - writer.last_seen,
             }
-            for name, writer in sorted(table.writers.items())
+            for writer in heapq.nlargest(writers_told, table.writers.values(), key=lambda w: w.last_seen)
         },
     }

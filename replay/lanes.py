@@ -20,8 +20,6 @@ class Writer:
 
     name: str
     incarnation: int
-    first_lane: int
-    """Index of its lane 0 among all lanes of the table."""
     newest: Numbers
     """int64 [lanes]: the newest row of each lane's open episode, or NONE while none is open."""
     returns: NDArray[np.float64]
@@ -35,15 +33,15 @@ class Writer:
     last_seen: float = 0.0
 
     @classmethod
-    def open(cls, name: str, incarnation: int, first_lane: int, lanes: int) -> "Writer":
+    def open(cls, name: str, incarnation: int, lanes: int, now: float) -> "Writer":
         """Return a writer with `lanes` lanes, none of them in an episode."""
         return cls(
             name,
             incarnation,
-            first_lane,
             np.full(lanes, NONE, np.int64),
             np.zeros(lanes),
             np.zeros(lanes, np.int64),
+            last_seen=now,
         )
 
     @property
@@ -78,6 +76,12 @@ def waves(lane: Array, step_type: Array, newest: Numbers) -> list[NDArray[np.int
     found = []
     for wave in range(int(rank.max(initial=-1)) + 1):
         rows = np.flatnonzero(rank == wave)
+        if wave == 1 and (step_type[rows] != FIRST).any():
+            lost = lane[rows][step_type[rows] != FIRST][0]
+            raise InvalidRequestError(
+                f"lane {lost} stands in two rows of one request, and the second is no FIRST: nobody would "
+                f"be handed the first one's stack; send one step after another, or LAST and then FIRST"
+            )
         _require_fitting(lane[rows], step_type[rows], is_open)
         is_open[lane[rows]] = step_type[rows] != LAST
         found.append(rows)

@@ -15,18 +15,24 @@ class LocalTransport:
     def __init__(self, service: ReplayService) -> None:
         self._service = service
         self._last_number = 0
+        self._awaited: set[int] = set()
         self._replies: dict[int, Reply] = {}
 
     def send(self, request: Request) -> int:
         """Hand a request to the service, and every reply that is due to whoever waits for it."""
         self._last_number += 1
+        self._awaited.add(self._last_number)
         for (transport, number), reply in self._service.submit((self, self._last_number), request):
-            transport._replies[number] = reply
+            if number in transport._awaited:
+                transport._replies[number] = reply
         return self._last_number
 
     def poll(self, number: int) -> Reply | None:
         """Return the reply if it is there; it is handed out once."""
-        return self._replies.pop(number, None)
+        reply = self._replies.pop(number, None)
+        if reply is not None:
+            self._awaited.discard(number)
+        return reply
 
     def wait(self, number: int) -> Reply:
         """Return the reply, which must be there; it is handed out once."""
@@ -40,6 +46,7 @@ class LocalTransport:
 
     def forget(self, number: int) -> None:
         """Drop a reply that nobody wants any more."""
+        self._awaited.discard(number)
         self._replies.pop(number, None)
 
     def close(self) -> None:

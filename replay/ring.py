@@ -78,7 +78,6 @@ class Ring:
         slots = self.slots(numbers)
         for name, values in rows.items():
             self._columns[name][slots] = values
-        self._columns["number"][slots] = numbers
         linked = predecessors >= 0
         # a distance that the column can't hold is as good as any other beyond the ring
         self._back[slots] = np.where(linked, np.minimum(numbers - predecessors, ENDS), 0)

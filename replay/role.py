@@ -34,8 +34,7 @@ def serve(
     server = ReplayServer(service, address)
     try:
         on_ready(server)
-        _LOG.info("replay server answers at %s", server.address)
-        _LOG.info("the memory is in RAM only: it is gone when this process ends")
+        _LOG.info("keeps the memory in RAM only: it is gone when this process ends")
         server.serve()
     finally:
         server.close()

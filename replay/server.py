@@ -3,17 +3,20 @@
 import logging
 import math
 import os
+import select
+from collections.abc import Iterable
 
 import zmq
 
 from fornix.common.addresses import check_address, is_ipv6, is_served_ipc
 from fornix.common.errors import AddressError, ProtocolError
 from fornix.common.messages import REQUESTS, Reply
-from fornix.common.wire import MAX_MESSAGE_BYTES, Buffer, UndecodableError, decode, encode
+from fornix.common.wire import MAX_FRAMES, MAX_MESSAGE_BYTES, Buffer, UndecodableError, decode, encode
 from fornix.replay.service import Answer, ReplayService
 
 _LOG = logging.getLogger(__name__)
 _BURST = 64
+_QUEUED_MESSAGES = 32
 
 
 class ReplayServer:
@@ -46,10 +49,11 @@ class ReplayServer:
         self._socket.linger = 0
         self._socket.ipv6 = is_ipv6(address)
         self._socket.router_mandatory = True
+        # a peer that floods, or does not read, holds so many messages of ours at most in each direction
+        self._socket.sndhwm = self._socket.rcvhwm = _QUEUED_MESSAGES
         # far above what the wire admits: a message between the two limits is answered with a sentence
         self._socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
         self._wake_reader, self._wake_writer = os.pipe()
-        self._stopping = False
         self.undeliverable = 0
         try:
             self._socket.bind(address)
@@ -67,7 +71,7 @@ class ReplayServer:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake_reader, zmq.POLLIN)
-        while not self._stopping:
+        while not self._told_to_stop():
             ready = dict(poller.poll(self._patience_ms()))
             if self._socket in ready:
                 self._receive_burst()
@@ -75,7 +79,6 @@ class ReplayServer:
 
     def stop(self) -> None:
         """Let `serve` return; may be called by a signal handler or another thread."""
-        self._stopping = True
         os.write(self._wake_writer, b"\0")
 
     def close(self) -> None:
@@ -93,11 +96,27 @@ class ReplayServer:
     def _receive_burst(self) -> None:
         """Handle what has come, but look at deadlines and the stop sign every so often."""
         for _ in range(_BURST):
+            if self._told_to_stop():
+                return
             try:
-                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                client, *frames = self._receive()
             except zmq.Again:
                 return
             self._handle(client.bytes, [frame.buffer for frame in frames])
+
+    def _receive(self) -> list[zmq.Frame]:
+        """Return the frames of one message, and of one with too many only as many as tell that."""
+        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        frames = [frame]
+        while frame.more:
+            frame = self._socket.recv(copy=False)
+            if len(frames) < MAX_FRAMES + 3:  # the client, the header, and one too many
+                frames.append(frame)
+        return frames
+
+    def _told_to_stop(self) -> bool:
+        """Whether `stop` was called; the pipe alone says so."""
+        return bool(select.select([self._wake_reader], [], [], 0)[0])
 
     def _handle(self, client: bytes, frames: list[Buffer]) -> None:
         try:
@@ -110,7 +129,7 @@ class ReplayServer:
             return
         self._send(self._service.submit((client, number), request))
 
-    def _send(self, answers: list[Answer]) -> None:
+    def _send(self, answers: Iterable[Answer]) -> None:
         for (client, number), reply in answers:
             try:
                 frames = self._encode(reply, number)

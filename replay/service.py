@@ -5,13 +5,12 @@ that has to wait is parked; the event that opens it, or its deadline, answers it
 is whatever the caller knows a request by; it comes back with the reply.
 """
 
+import itertools
 import logging
 import os
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import singledispatchmethod
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from fornix.common.errors import (
     WaitTimeoutError,
 )
 from fornix.common.messages import (
+    MAX_BATCH,
     Batch,
     CreateTable,
     Done,
@@ -44,44 +44,40 @@ from fornix.common.messages import (
     WriterOpened,
 )
 from fornix.common.validation import nearest
+from fornix.replay.checks import check_table
 from fornix.replay.info import Reports, Watch, describe
 from fornix.replay.storage import AnonymousColumns, nbytes
-from fornix.replay.table import Table
+from fornix.replay.table import Table, fenced
+from fornix.replay.waiting import Parked, RequestT, Ticket, WaitingLine
 
 _LOG = logging.getLogger(__name__)
 
-#: Who asked, as the caller knows it, and the number of the request.
-Ticket = tuple[Any, int]
 Answer = tuple[Ticket, Reply]
 
-MAX_TABLES = 1024
+MAX_TABLES = 128
 MAX_PARKED = 65_536
 
 
 @dataclass
-class _Parked:
-    ticket: Ticket
-    request: Observe | Sample
-    since: float
-
-    @property
-    def deadline(self) -> float:
-        return self.since + self.request.timeout_s
-
-
-@dataclass
 class _Place:
-    """A table with those who wait at it, each queue first come, first served."""
+    """A table with those who wait at it."""
 
     table: Table
     watch: Watch
-    inserts: deque[_Parked] = field(default_factory=deque)
-    samples: deque[_Parked] = field(default_factory=deque)
+    inserts: WaitingLine[Observe] = field(default_factory=WaitingLine)
+    samples: WaitingLine[Sample] = field(default_factory=WaitingLine)
 
     def may_insert(self) -> bool:
-        """Whether the table takes an insert now, seeing who waits for a sample."""
-        waiting = self.samples[0].request if self.samples else None
-        return self.table.may_insert(waiting if isinstance(waiting, Sample) else None)
+        """Whether the table takes an insert now.
+
+        The limiter holds back one side at most. So where it holds back inserts, whoever still waits
+        for a sample lacks a start to draw, and only more steps can bring one.
+        """
+        return self.table.limiter.may_insert() or len(self.samples) > 0
+
+    def may_sample(self) -> bool:
+        """Whether a new sample may be tried: who waits lacks a start, or nobody does."""
+        return len(self.samples) == 0 or self.table.limiter.may_sample()
 
 
 class ReplayService:
@@ -110,17 +106,24 @@ class ReplayService:
         self._reports = Reports()
         self._began = clock()
         self._refused = 0
+        self._count = itertools.count()
 
-    def submit(self, ticket: Ticket, request: Request) -> list[Answer]:
-        """Take one request; return all replies that are due now, its own among them or later."""
+    def submit(self, ticket: Ticket, request: Request) -> Iterator[Answer]:
+        """Carry out one request; yield all replies that are due now, its own among them or later.
+
+        Each reply is made when it is asked for, so that no two need be held in memory.
+        """
         try:
             reply = self._handle(request, ticket)
         except Exception as error:  # a fault of ours must not end the server
             reply = self.refuse(error)
-        answers = [] if reply is None else [(ticket, reply)]
-        if isinstance(request, Observe | Sample) and request.table in self._places:
-            self._release(self._places[request.table], answers)
-        return answers
+        if reply is not None:
+            yield ticket, reply
+        if isinstance(request, OpenWriter | Observe | Sample) and request.table in self._places:
+            place = self._places[request.table]
+            if isinstance(request, OpenWriter):
+                yield from self._refuse_fenced(place, request)
+            yield from self._release(place)
 
     def refuse(self, error: Exception) -> Refused:
         """Return the reply that stands for an error, and count it."""
@@ -130,30 +133,27 @@ class ReplayService:
             error = ServerError(f"{type(error).__name__} in the server: {error}")
         return Refused(code=error.code, message=str(error))
 
-    def expire(self) -> list[Answer]:
-        """Return the replies to all parked requests whose deadlines have passed."""
+    def expire(self) -> Iterator[Answer]:
+        """Yield the replies to all parked requests whose deadlines have passed."""
         now = self._clock()
-        answers: list[Answer] = []
         for place in self._places.values():
-            for queue in (place.inserts, place.samples):
-                late = [parked for parked in queue if parked.deadline <= now]
-                for parked in late:
-                    queue.remove(parked)
-                    answers.append((parked.ticket, self.refuse(_waited(place, parked))))
-            if answers:
-                self._release(place, answers)
-        return answers
+            anyone = False
+            for line in (place.inserts, place.samples):
+                while (parked := line.pop_late(now)) is not None:
+                    anyone = True
+                    yield parked.ticket, self._refuse_late(place, parked.request)
+            if anyone:
+                yield from self._release(place)
 
     def patience_s(self) -> float | None:
         """Return in how many seconds `expire` has something to do; None if nothing is parked."""
-        deadlines = (
-            parked.deadline
+        deadlines = [
+            deadline
             for place in self._places.values()
-            for queue in (place.inserts, place.samples)
-            for parked in queue
-        )
-        first = min(deadlines, default=None)
-        return None if first is None else max(0.0, first - self._clock())
+            for line in (place.inserts, place.samples)
+            if (deadline := line.next_deadline()) is not None
+        ]
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
     @singledispatchmethod
     def _handle(self, request: Request, ticket: Ticket) -> Reply | None:
@@ -173,6 +173,7 @@ class ReplayService:
             _require_same(request.table, known.table.spec, request.spec)
             return TableCreated(created=False)
         self._require_room(request)
+        check_table(request.spec)
         columns = AnonymousColumns(request.spec.signature, request.spec.capacity_steps)
         # by place, so that a table that is refused here leaves the draws of later ones alone
         seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(len(self._places),))
@@ -183,7 +184,9 @@ class ReplayService:
     @_handle.register
     def _(self, request: OpenWriter, ticket: Ticket) -> Reply:
         place = self._place(request.table)
-        sequence = place.table.open_writer(request.writer, request.incarnation, request.lanes)
+        sequence = place.table.open_writer(
+            request.writer, request.incarnation, request.lanes, self._clock()
+        )
         return WriterOpened(sequence=sequence)
 
     @_handle.register
@@ -194,7 +197,11 @@ class ReplayService:
         if not place.inserts and place.may_insert():
             return self._insert(place, request)
         place.table.check(request)
-        self._park(place.inserts, ticket, request)
+        parked = place.inserts.get(request.writer)
+        if parked is not None:  # the same write again, perhaps by another way
+            parked.ticket = ticket
+        else:
+            self._park(place.inserts, Parked(request.writer, ticket, request, self._clock()))
         return None
 
     @_handle.register
@@ -203,15 +210,19 @@ class ReplayService:
             raise InvalidRequestError(
                 f"key has shape {request.key.shape} and dtype {request.key.dtype.str}; it must be <i8 [K]"
             )
+        if len(request.key) > MAX_BATCH:
+            raise InvalidRequestError(
+                f"{len(request.key)} stacks are asked for; the limit is {MAX_BATCH}; ask for fewer at once"
+            )
         return self._place(request.table).table.stacks(request.key)
 
     @_handle.register
     def _(self, request: Sample, ticket: Ticket) -> Reply | None:
         place = self._place(request.table)
         place.table.check_sample(request)
-        reply = None if place.samples else self._sample(place, request)
+        reply = self._sample(place, request) if place.may_sample() else None
         if reply is None:
-            self._park(place.samples, ticket, request)
+            self._park(place.samples, Parked(next(self._count), ticket, request, self._clock()))
         return reply
 
     @_handle.register
@@ -250,50 +261,65 @@ class ReplayService:
             place.watch.count(samples=request.batch_size)
         return reply
 
-    def _park(self, queue: deque[_Parked], ticket: Ticket, request: Observe | Sample) -> None:
-        """Let a request wait. A writer's request that comes again takes its first one's place."""
-        if isinstance(request, Observe):
-            for parked in queue:
-                if isinstance(parked.request, Observe) and _same_write(parked.request, request):
-                    parked.ticket = ticket
-                    return
-        if len(queue) >= MAX_PARKED:
+    def _park(self, line: WaitingLine[RequestT], parked: Parked[RequestT]) -> None:
+        if len(line) >= MAX_PARKED:
             raise InvalidRequestError(
-                f"{len(queue)} requests wait at table {request.table!r} already; that is the limit"
+                f"{len(line)} requests wait at table {parked.request.table!r} already, and that is the "
+                f"limit; ask again later, with fewer requests in flight"
             )
-        queue.append(_Parked(ticket, request, self._clock()))
+        line.add(parked)
 
-    def _release(self, place: _Place, answers: list[Answer]) -> None:
-        """Answer everyone at the head of a queue for whom the way is free now."""
+    def _release(self, place: _Place) -> Iterator[Answer]:
+        """Answer everyone for whom the way is free now."""
         moved = True
         while moved:
             moved = False
-            if place.samples:
-                moved |= self._try_first(place, place.samples, self._sample, answers)
-            if place.inserts and place.may_insert():
-                moved |= self._try_first(place, place.inserts, self._insert, answers)
+            for parked in place.samples:
+                if not place.table.limiter.may_sample():
+                    break
+                reply = self._try(self._sample, place, parked)
+                if reply is not None:
+                    moved = True
+                    place.samples.remove(parked)
+                    yield parked.ticket, reply
+            if len(place.inserts) and place.may_insert():
+                first = place.inserts.first()
+                place.inserts.remove(first)
+                reply = self._try(self._insert, place, first)
+                moved = True
+                if reply is not None:
+                    yield first.ticket, reply
 
-    def _try_first(
+    def _try(
         self,
+        action: Callable[[_Place, RequestT], Stacks | Batch | None],
         place: _Place,
-        queue: deque[_Parked],
-        action: Callable[..., Stacks | Batch | None],
-        answers: list[Answer],
-    ) -> bool:
-        """Answer the first in a queue, and return whether it could be."""
-        parked = queue[0]
-        reply: Reply | None
+        parked: Parked[RequestT],
+    ) -> Reply | None:
+        """Carry out what was parked; None if it must go on waiting."""
         try:
             done = action(place, parked.request)
             held_s = self._clock() - parked.since
-            reply = None if done is None else done.model_copy(update={"held_s": held_s})
+            return None if done is None else done.model_copy(update={"held_s": held_s})
         except Exception as error:  # as in submit
-            reply = self.refuse(error)
-        if reply is None:
-            return False
-        queue.popleft()
-        answers.append((parked.ticket, reply))
-        return True
+            return self.refuse(error)
+
+    def _refuse_fenced(self, place: _Place, request: OpenWriter) -> Iterator[Answer]:
+        """Answer the parked write of a writer whose place has been taken."""
+        parked = place.inserts.get(request.writer)
+        if parked is None or parked.request.incarnation >= request.incarnation:
+            return
+        place.inserts.remove(parked)
+        yield (
+            parked.ticket,
+            self.refuse(fenced(request.writer, parked.request.incarnation, request.incarnation)),
+        )
+
+    def _refuse_late(self, place: _Place, request: Observe | Sample) -> Refused:
+        try:
+            return self.refuse(_waited(place, request))
+        except Exception as error:  # as in submit
+            return self.refuse(error)
 
     def _place(self, table: str) -> _Place:
         try:
@@ -311,7 +337,10 @@ class ReplayService:
 
     def _require_room(self, request: CreateTable) -> None:
         if len(self._places) >= MAX_TABLES:
-            raise InvalidRequestError(f"the server has {MAX_TABLES} tables; that is the limit")
+            raise InvalidRequestError(
+                f"the server has {MAX_TABLES} tables, and that is the limit; use one of them, or start "
+                f"another server"
+            )
         wanted = nbytes(request.spec.signature, request.spec.capacity_steps)
         left = self._memory_bytes - self._memory_used()
         if wanted > left:
@@ -323,22 +352,13 @@ class ReplayService:
             )
 
 
-def _same_write(one: Observe, other: Observe) -> bool:
-    return (one.writer, one.incarnation, one.sequence) == (
-        other.writer,
-        other.incarnation,
-        other.sequence,
-    )
-
-
-def _waited(place: _Place, parked: _Parked) -> WaitTimeoutError:
-    if isinstance(parked.request, Observe):
+def _waited(place: _Place, request: Observe | Sample) -> WaitTimeoutError:
+    if isinstance(request, Observe):
         why = place.table.limiter.why_no_insert()
     else:
-        why = place.table.why_no_sample(parked.request)
+        why = place.table.why_no_sample(request)
     return WaitTimeoutError(
-        f"{parked.request.type!r} at table {parked.request.table!r} waited "
-        f"{parked.request.timeout_s:g} s: {why}"
+        f"{request.type!r} at table {request.table!r} waited {request.timeout_s:g} s: {why}"
     )
 
 

@@ -14,11 +14,8 @@ from fornix.common.signature import ArraySpec, Signature
 
 #: The columns that every row has beside its payload, with their dtypes.
 HEADER_COLUMNS: Mapping[str, str] = {
-    "number": "<i8",  # the row's global sequence number, or -1
-    "lane": "<u4",  # the lane's index in its table
     "back": "<u4",  # number - predecessor's number; 0 on an episode's first row
     "forward": "<u4",  # derived: successor's number - number; 0 while unknown; ENDS at the end
-    "step_type": "|u1",
     "terminated": "|b1",
     "policy_version": "<u4",
 }
@@ -61,4 +58,3 @@ class AnonymousColumns:
             for name, spec in payload_columns(signature).items()
         }
         self.arrays: Mapping[str, NDArray[Any]] = header | payload
-        self.arrays["number"].fill(-1)

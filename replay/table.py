@@ -43,16 +43,16 @@ class Table:
         self._starts: dict[int, StartIndex] = {}
         self._rng = rng
         self.writers: dict[str, Writer] = {}
-        self._lanes = 0
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=_EPISODES_KEPT)
         self.lengths: deque[int] = deque(maxlen=_EPISODES_KEPT)
 
-    def open_writer(self, name: str, incarnation: int, lanes: int) -> int:
+    def open_writer(self, name: str, incarnation: int, lanes: int, now: float = 0.0) -> int:
         """Take the place of writer `name`, and return the next sequence number.
 
         Opening the same incarnation again changes nothing. A newer one fences the older and closes
-        its open episodes as truncated.
+        its open episodes as truncated. Where there are too many writers, the one that has been idle
+        longest is forgotten, as if a newer incarnation had taken its place.
 
         Raises:
             FencedError: if a newer incarnation has been opened.
@@ -61,28 +61,26 @@ class Table:
         """
         known = self.writers.get(name)
         if known is not None and known.incarnation >= incarnation:
-            _require_incarnation(known, incarnation)
+            if known.incarnation > incarnation:
+                raise fenced(name, incarnation, known.incarnation)
             if known.lanes != lanes:
                 raise InvalidRequestError(
                     f"writer {name!r} was opened with {known.lanes} lanes, not {lanes}; give the same "
                     f"number, or a new incarnation"
                 )
             return known.sequence + 1
-        if known is None and len(self.writers) >= _MAX_WRITERS:
-            raise InvalidRequestError(
-                f"the table has {_MAX_WRITERS} writers; that is the limit; take the name of one that is "
-                f"gone"
-            )
         needed = lanes * (self.spec.signature.n_frames + 1)
         if needed > self.spec.capacity_steps:
             raise InvalidRequestError(
                 f"{lanes} lanes need at least {needed} steps to hold a stack of each, and the table "
                 f"has {self.spec.capacity_steps}; raise capacity_steps or open fewer lanes"
             )
+        if known is None and len(self.writers) >= _MAX_WRITERS:
+            known = min(self.writers.values(), key=lambda writer: writer.last_seen)
         if known is not None:
             self._close_episodes(known)
-        self.writers[name] = Writer.open(name, incarnation, self._lanes, lanes)
-        self._lanes += lanes
+            del self.writers[known.name]
+        self.writers[name] = Writer.open(name, incarnation, lanes, now)
         return 1
 
     def is_repeated(self, request: Observe) -> bool:
@@ -121,13 +119,13 @@ class Table:
         ring, lanes = self.ring, request.lane
         parts = waves(lanes, request.step_type, writer.newest.copy())
         tail = ring.tail_after(len(lanes))
-        predecessors = self._predecessors(request, parts, writer.newest)
+        predecessors = np.where(request.step_type == FIRST, NONE, writer.newest[lanes])
         self._require_stacks(request, predecessors, tail)
 
         doomed = ring.doomed(len(lanes))
         for starts in self._starts.values():
             starts.evict(doomed)
-        numbers = ring.append(self._rows(request, writer), predecessors)
+        numbers = ring.append(self._rows(request), predecessors)
         ended = request.step_type == LAST
         ring.end(numbers[ended])
         arrived = numbers[request.step_type != FIRST]
@@ -167,7 +165,6 @@ class Table:
 
     def stacks(self, keys: Numbers) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
-        check_stacks(self.spec.signature, len(keys))
         return self._answer(keys, stacks=True)
 
     def sample(self, request: Sample) -> Batch | None:
@@ -185,14 +182,7 @@ class Table:
 
     def check_sample(self, request: Sample) -> None:
         """Raise InvalidRequestError if the batch could not be sent."""
-        check_batch(self.spec.signature, request)
-
-    def may_insert(self, waiting: Sample | None) -> bool:
-        """Whether an insert may go ahead: the limiter lets it, or a sample waits for a start."""
-        if self.limiter.may_insert():
-            return True
-        # the limiter holds back one side at most, so it isn't what keeps the sample waiting
-        return waiting is not None and self._starts_for(waiting.n_step).count == 0
+        check_batch(self.spec, request)
 
     def starts(self, n_step: int) -> Numbers:
         """Return the keys that a transition of `n_step` may start from now, oldest first."""
@@ -218,34 +208,24 @@ class Table:
                 f"writer {request.writer!r} is open as incarnation {writer.incarnation}, not "
                 f"{request.incarnation}; open the new one first"
             )
-        _require_incarnation(writer, request.incarnation)
+        if request.incarnation < writer.incarnation:
+            raise fenced(writer.name, request.incarnation, writer.incarnation)
         return writer
-
-    def _predecessors(self, request: Observe, parts: list[NDArray[np.int64]], newest: Numbers) -> Numbers:
-        """Return each new row's predecessor, NONE for a FIRST; it may be a row of this request."""
-        newest = newest.copy()
-        predecessors = np.full(len(request.lane), NONE, np.int64)
-        for rows in parts:
-            follows = rows[request.step_type[rows] != FIRST]
-            predecessors[follows] = newest[request.lane[follows]]
-            newest[request.lane[rows]] = self.ring.head + rows
-        return predecessors
 
     def _require_stacks(self, request: Observe, predecessors: Numbers, tail: int) -> None:
         """Raise EvictedError if a new step's stack would reach below `tail`."""
         if tail == 0:
             return
-        old = predecessors < self.ring.head
-        gone = ~self._stacker.may_follow(predecessors[old], tail)
+        gone = ~self._stacker.may_follow(predecessors, tail)
         if gone.any():
             raise EvictedError(
-                f"the stack of lane {request.lane[old][gone][0]} reaches back to a step that has been "
+                f"the stack of lane {request.lane[gone][0]} reaches back to a step that has been "
                 f"overwritten: {self.spec.capacity_steps} steps are too few for so many lanes, or the "
                 f"lane has slept too long; raise capacity_steps, or open the writer anew, under a higher "
                 f"incarnation"
             )
 
-    def _rows(self, request: Observe, writer: Writer) -> dict[str, NDArray[Any]]:
+    def _rows(self, request: Observe) -> dict[str, NDArray[Any]]:
         first = request.step_type == FIRST
         action, reward = request.action, request.reward
         if first.any():
@@ -253,8 +233,6 @@ class Table:
             action[first], reward[first] = 0, 0
         count = len(request.lane)
         return {
-            "lane": (request.lane + writer.first_lane).astype(np.uint32),
-            "step_type": request.step_type,
             "terminated": request.terminated,
             "policy_version": np.full(count, min(request.policy_version, 2**32 - 1), np.uint32),
             "frame": request.frame,
@@ -275,7 +253,8 @@ class Table:
     def _answer(self, keys: Numbers, stacks: bool) -> Stacks:
         if not stacks:
             empty = np.empty((0, self._stacker.n_frames, *self.spec.signature.frame.shape))
-            return Stacks(key=keys, stack=empty.astype(self.spec.signature.frame.dtype))
+            return Stacks(key=keys.copy(), stack=empty.astype(self.spec.signature.frame.dtype))
+        check_stacks(self.spec.signature, len(keys))
         there = (keys >= self.ring.tail) & (keys < self.ring.head)
         rows, whole = self._stacker.rows(np.where(there, keys, NONE))
         if not (there & whole).all():
@@ -284,14 +263,16 @@ class Table:
                 f"the stack of step {keys[at]} is not there: the table holds the steps "
                 f"{self.ring.tail} to {self.ring.head - 1}, and a stack must be whole"
             )
-        return Stacks(key=keys, stack=self._stacker.gather(rows))
+        return Stacks(key=keys.copy(), stack=self._stacker.gather(rows))
 
     def _starts_for(self, n_step: int) -> StartIndex:
-        if n_step not in self._starts:
+        starts = self._starts.pop(n_step, None)
+        if starts is None:
             if len(self._starts) == _INDEXES_KEPT:
-                del self._starts[next(iter(self._starts))]
-            self._starts[n_step] = StartIndex(self.ring, self._stacker, n_step)
-        return self._starts[n_step]
+                del self._starts[next(iter(self._starts))]  # the one that was used longest ago
+            starts = StartIndex(self.ring, self._stacker, n_step)
+        self._starts[n_step] = starts
+        return starts
 
     def _count_returns(self, writer: Writer, request: Observe, rows: NDArray[np.int64]) -> None:
         acted = rows[request.step_type[rows] != FIRST]
@@ -313,9 +294,9 @@ class Table:
             starts.arrive(left)
 
 
-def _require_incarnation(writer: Writer, incarnation: int) -> None:
-    if incarnation < writer.incarnation:
-        raise FencedError(
-            f"incarnation {incarnation} of writer {writer.name!r} has been replaced by "
-            f"{writer.incarnation}; end this process, or give it a writer name of its own"
-        )
+def fenced(writer: str, incarnation: int, newer: int) -> FencedError:
+    """Return the error for a writer whose place a newer incarnation has taken."""
+    return FencedError(
+        f"incarnation {incarnation} of writer {writer!r} has been replaced by {newer}; end this process, "
+        f"or give it a writer name of its own"
+    )

@@ -39,7 +39,7 @@ def assemble(
         current = ring.after(current)
         rows[:, stacker.n_frames + step] = current
         there = current >= 0
-        rewards = ring.read("reward", current)
+        rewards = ring.read("reward", current).astype(np.float64)
         returns += np.where(there, discount**step * rewards, 0.0)
         np.copyto(last, current, where=there)
     steps = np.count_nonzero(rows[:, stacker.n_frames :] >= 0, axis=1)

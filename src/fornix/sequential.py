@@ -82,7 +82,7 @@ class _Run:
         for group in policy_groups(self._config):
             client = self._new_client("learner")
             signature = client.signature(group.policy)
-            batches = LocalBatches(client, group.policy, signature, self._config.learner)
+            batches = LocalBatches(client, group.policy, self._config.learner)
             trainer = PolicyTrainer(
                 self._config, group.policy, signature, batches, self._weights, self._run_dir
             )

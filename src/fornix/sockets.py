@@ -1,13 +1,11 @@
 """Which addresses a local run uses: looked at before anything is started."""
 
-import contextlib
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
 
-from fornix.common.addresses import is_ipv6
+from fornix.common.addresses import is_ipv6, is_served_ipc
 from fornix.common.config import RunConfig
 from fornix.common.errors import AddressError
 
@@ -56,7 +54,7 @@ class _Binder:
 
     def bind(self, address: str) -> str:
         """Return what the address becomes when bound, or raise AddressError that says why not."""
-        if _answers(address):
+        if is_served_ipc(address):
             raise AddressError(_TAKEN)
         one = self._context.socket(zmq.ROUTER)
         one.ipv6 = is_ipv6(address)
@@ -80,20 +78,3 @@ def _usable(address: str, private: Path, binder: _Binder, say: Callable[[str], N
         substitute = binder.bind(f"ipc://{private}")
         say(f"{address}: {error}; this run uses {substitute} instead")
         return substitute
-
-
-def _answers(address: str) -> bool:
-    """Whether somebody listens at an ipc address; binding would take it away from them."""
-    if not address.startswith("ipc://"):
-        return False
-    with _unix_socket() as one:
-        return one.connect_ex(address.removeprefix("ipc://")) == 0
-
-
-@contextlib.contextmanager
-def _unix_socket() -> Iterator[socket.socket]:
-    one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        yield one
-    finally:
-        one.close()

@@ -1,6 +1,7 @@
 """One actor over an in-process transport: its memory, its policies, its versions, its exploration."""
 
 import contextlib
+import threading
 import time
 from itertools import pairwise
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from fornix.actor.policies import GreedyPolicy, epsilon_schedule
 from fornix.actor.process import Actor, LearningPolicy, make_network, table_spec
 from fornix.actor.reporting import Reporter
+from fornix.actor.role import act
 from fornix.actor.treasurehunt import TreasureHunt
 from fornix.common.config import RunConfig
 from fornix.common.errors import FencedError, SignatureError, UnknownTableError
@@ -22,6 +24,7 @@ from fornix.common.weights import LocalWeights
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService
+from fornix.replay.steps import Steps
 
 
 def a_config(**changes):
@@ -106,7 +109,7 @@ def test_what_it_acts_on_is_byte_for_byte_what_the_table_stacks(set_up):
         again = setup.client.stacks("shared", stacks.key)
         assert again.stack.tobytes() == stacks.stack.tobytes()
         table |= dict(zip(stacks.key.tolist(), stacks.stack, strict=True))
-    drawn = setup.client.sample("shared", 5000, n_step=3, discount=0.9, n_frames=4).result()
+    drawn = setup.client.sample("shared", 5000, n_step=3, discount=0.9).result()
     for key, stack in zip(drawn.batch.key.tolist(), drawn.stack, strict=True):
         assert stack.tobytes() == table[key].tobytes()
     known = [at for at, key in enumerate(drawn.batch.next_key.tolist()) if key in table]
@@ -189,7 +192,7 @@ def test_each_step_carries_the_version_that_chose_its_action(set_up):
         setup.turn(3)
     stamped = [one.policy_version for one in setup.transport.observed]
     assert stamped == [0] * 8 + [1] * 6 + [2] * 6 + [7] * 6  # two halves begin, then take three turns each
-    drawn = setup.client.sample("shared", 4000, n_step=1, n_frames=4).result().batch
+    drawn = setup.client.sample("shared", 4000, n_step=1).result().batch
     assert set(drawn.policy_version.tolist()) == {0, 1, 2, 7}
 
 
@@ -297,7 +300,7 @@ def test_its_successor_closes_the_episodes_that_it_left_open(set_up):
         successor.begin()
     with pytest.raises(FencedError):
         setup.turn(2)
-    drawn = setup.client.sample("shared", 5000, n_step=3, discount=0.5, n_frames=4).result().batch
+    drawn = setup.client.sample("shared", 5000, n_step=3, discount=0.5).result().batch
     # their last transitions are shorter, and are bootstrapped from: cut off, not terminated
     assert set(drawn.steps.tolist()) == {1, 2, 3}
     np.testing.assert_allclose(drawn.discount, 0.5**drawn.steps)
@@ -315,16 +318,56 @@ def test_the_same_seed_does_the_same_and_another_does_not(set_up):
     assert run(0) != run(1)
 
 
+def test_one_that_slept_until_its_steps_were_overwritten_begins_new_episodes(
+    ipc_address, serve, wait_until, caplog
+):
+    config = a_config(
+        environment={"height": 6, "width": 7, "agents": 3, "max_turns": 10**6},
+        replay={"address": ipc_address, "capacity_steps": 200, "min_size": 1, "error_buffer_inserts": 1e9},
+        weights={"addresses": [f"{ipc_address}-weights"]},
+    )
+    seen, awake, stop = [], threading.Event(), threading.Event()
+
+    def look(stacks):
+        seen.append(stacks)
+        awake.wait(20)
+
+    actor = threading.Thread(target=act, args=(config, 0, stop, look))
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        actor.start()
+        try:
+            wait_until(lambda: seen, "the actor to be about to act")
+            overwrite(client, 200)
+            awake.set()
+            wait_until(lambda: len(seen) > 20, "it to go on")
+        finally:
+            awake.set()
+            stop.set()
+            actor.join(10)
+        assert "begins anew" in caplog.text
+        assert "has been overwritten" in caplog.text
+
+
+def overwrite(client, steps):
+    """Let someone else write so many steps."""
+    signature = client.signature("shared")
+    writer = client.open_writer("shared", "someone-else", lanes=1)
+    frame = np.zeros((1, *signature.frame.shape), np.uint8)
+    no, lane = np.zeros(1, np.bool_), np.zeros(1, np.int32)
+    writer.observe(Steps.first(signature, lane, frame)).result()
+    for _ in range(steps):
+        writer.observe(Steps.after_actions(lane, lane, np.zeros(1, np.float32), frame, no, no)).result()
+
+
 def test_two_actors_of_a_run_do_not_do_the_same(set_up):
     config = a_config(actor={"copies": 4, "processes": 2})
     worlds = [set_up(config, index) for index in range(2)]
     for setup in worlds:
         setup.actor.begin()
         setup.turn(3)
-    frames = [
-        one.frame.tobytes() for setup in worlds for one in setup.transport.observed if one.sequence == 3
-    ]
-    assert len(set(frames)) == 4  # nor do its halves
+    observed = [one for setup in worlds for one in setup.transport.observed]
+    assert len({one.frame.tobytes() for one in observed if one.sequence == 1}) == 4  # nor do its halves
+    assert len({one.action.tobytes() for one in observed if one.sequence == 2}) == 4
 
 
 def test_a_gymnasium_environment_is_acted_in_alike(set_up):
@@ -335,7 +378,7 @@ def test_a_gymnasium_environment_is_acted_in_alike(set_up):
     signature = setup.client.signature("shared")
     assert (signature.frame.shape, signature.frame.dtype) == ((4,), "<f4")
     assert signature.action.n_values == 2
-    drawn = setup.client.sample("shared", 3000, n_step=1, n_frames=4).result()
+    drawn = setup.client.sample("shared", 3000, n_step=1).result()
     ends = drawn.batch.discount == 0
     assert ends.any()
     # the pole has fallen in the last frame: it is the real one, not the first of the next episode

@@ -107,10 +107,11 @@ class Setup:
         limiter=None,
         epsilon=(0.5, 0.25, 0.001),
         server_clock=time.monotonic,
-        clock=time.monotonic,
+        client=None,
+        **options,
     ):
         self.transport = Recording(ReplayService(server_clock, seed=0))
-        self.client = Client(self.transport)
+        self.client = client or Client(self.transport)
         self.environment = Counting()
         self.policies = [Numbering(number) for number in range(len(groups))]
         self.seen = []
@@ -127,8 +128,8 @@ class Setup:
             self.groups,
             epsilon,
             np.random.default_rng(0),
-            clock=clock,
             seen=self.seen.append,
+            **options,
         )
 
     def run(self, turns):
@@ -139,7 +140,7 @@ class Setup:
 
     def transitions(self, table="table_0", **options):
         """Draw often enough that every start is among what is drawn."""
-        options = {"n_step": 1, "discount": 0.5, "n_frames": FRAMES} | options
+        options = {"n_step": 1, "discount": 0.5} | options
         return self.client.sample(table, 20_000, **options).result()
 
 
@@ -289,6 +290,23 @@ def test_while_the_limiter_holds_it_back_nothing_is_done_and_it_goes_on_after():
         assert again.stack.tobytes() == stacks.stack.tobytes()
     turns = [stacks.stack[1 * AGENTS, -1, 3] for stacks in setup.seen]
     assert turns == [0, 1, 2]
+
+
+def test_a_refusal_of_the_servers_is_met_by_asking_again(ipc_address, serve):
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        setup = Setup(limiter=TIGHT, client=client, timeout_s=0.05)
+        setup.actor.begin()
+        setup.actor.advance()
+        setup.actor.advance()
+        for _ in range(2):
+            with pytest.raises(WaitTimeoutError, match=r"waited 0\.05 s: 9 inserts have been made"):
+                setup.actor.advance()
+        assert len(setup.environment.actions) == 2
+        setup.transitions()
+        for _ in range(3):
+            setup.actor.advance()
+        assert len(setup.environment.actions) == 5
+        assert client.info().tables["table_0"]["writers"]["actor-0.0"]["sequence"] >= 5
 
 
 def test_one_policy_that_is_held_back_holds_back_the_copy_but_loses_nothing():

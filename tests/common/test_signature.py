@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fornix.common.errors import InvalidRequestError, SignatureError
-from fornix.common.signature import DTYPES, MAX_DIMENSIONS, MAX_ITEMS, ArraySpec, Signature
+from fornix.common.signature import DTYPES, MAX_ITEMS, MAX_STEP_DIMENSIONS, ArraySpec, Signature
 
 
 def a_signature(**changes):
@@ -35,7 +35,7 @@ def test_the_bytes_are_those_of_the_array(dtype, shape):
 @pytest.mark.parametrize(
     ("shape", "said"),
     [
-        ((1,) * (MAX_DIMENSIONS + 1), f"at most {MAX_DIMENSIONS} dimensions"),
+        ((1,) * (MAX_STEP_DIMENSIONS + 1), f"at most {MAX_STEP_DIMENSIONS} dimensions"),
         ((2, 0), "each >= 1"),
         ((-1,), "each >= 1"),
         ((2**20, 2**20), f"holds {2**40} items; the limit is {MAX_ITEMS}"),

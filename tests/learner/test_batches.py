@@ -63,7 +63,7 @@ def local():
 
 
 def prefetching(address, **options):
-    return contextlib.closing(PrefetchedBatches(address, TABLE, SIGNATURE, CONFIG, **options))
+    return contextlib.closing(PrefetchedBatches(address, TABLE, CONFIG, **options))
 
 
 def get(source):
@@ -89,19 +89,19 @@ def check(batch):
 
 def test_a_batch_says_what_the_memory_holds(local):
     write(local)
-    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5, n_frames=3).result()
+    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5).result()
     check(to_batch(transitions))
 
 
 def test_views_stay_views(local):
     write(local)
-    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5, n_frames=3).result()
+    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5).result()
     stack = to_batch(transitions).stack
     assert np.shares_memory(stack.numpy(), transitions.batch.window)
 
 
 def test_in_one_process_a_batch_comes_as_soon_as_there_is_data(local):
-    source = LocalBatches(local, TABLE, SIGNATURE, CONFIG)
+    source = LocalBatches(local, TABLE, CONFIG)
     assert source.get(0) is None
     assert source.get(100) is None  # it can't wait: nobody else could act meanwhile
     write(local)
@@ -166,9 +166,7 @@ def test_it_outlives_its_server(ipc_address, serve, wait_until, monkeypatch):
 def test_a_refused_request_is_raised(ipc_address, serve):
     with serve(ipc_address), Client.connect(ipc_address) as client:
         create(client)
-        source = PrefetchedBatches(
-            ipc_address, TABLE, SIGNATURE, CONFIG.model_copy(update={"batch_size": 70_000})
-        )
+        source = PrefetchedBatches(ipc_address, TABLE, CONFIG.model_copy(update={"batch_size": 70_000}))
         with contextlib.closing(source), pytest.raises(InvalidRequestError, match="batch_size = 70000"):
             get(source)
 
@@ -197,7 +195,7 @@ def test_closing_ends_the_thread_soon(served, ipc_address, serve):
             client = stack.enter_context(Client.connect(ipc_address))
             create(client)
             write(client)
-        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG)
+        source = PrefetchedBatches(ipc_address, TABLE, CONFIG)
         if served:
             get(source)
         began = time.monotonic()

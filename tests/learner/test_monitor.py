@@ -88,7 +88,7 @@ def test_several_policies_are_summed_up_and_told_one_by_one():
 def test_what_a_run_does_is_told_by_server_and_actors(client):
     for table in ("agent_0", "agent_1"):
         write(client, table)
-        client.sample(table, 16, n_step=1, n_frames=1).result()
+        client.sample(table, 16, n_step=1).result()
     for index, metrics in enumerate(
         ({"score": 1.0, "waiting_share": 0.2, "policy_version": 4.0}, {"score": 2.0, "policy_version": 6.0})
     ):

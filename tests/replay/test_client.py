@@ -41,7 +41,7 @@ def test_steps_that_the_server_refuses_leave_the_writer_usable():
 def test_a_request_that_would_wait_in_one_thread_is_told_to_poll():
     desk = a_desk()
     client, _ = a_client(desk)
-    pending = client.sample("t", 4, n_frames=3)
+    pending = client.sample("t", 4)
     assert not pending.done()
     with pytest.raises(WaitTimeoutError, match="use poll"):
         pending.result()

@@ -103,8 +103,7 @@ def test_who_waits_is_told_how_much_opens_the_way(inserts, samples):
         ({"min_size": 1001}, "min_size 1001 is more than the 1000 steps"),
         ({"ratio": 4.0}, "belong together"),
         ({"buffer": 4.0}, "belong together"),
-        ({"ratio": 1e-200, "buffer": 1e-200}, "is 0.0, so one side could never open"),
-        ({"ratio": 1e200, "buffer": 1e200}, "is inf, so one side could never open"),
+        ({"ratio": 1e9, "buffer": 1e9}, r"is 1e\+18, so one side could never open"),
     ],
 )
 def test_a_limiter_that_could_never_open_is_refused(fields, said):

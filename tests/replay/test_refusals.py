@@ -23,7 +23,7 @@ from fornix.common.signature import ArraySpec
 from .builders import F, M, a_stack, observe, sample, signature, spec
 from .desk import RATIO, Desk, a_desk, lasting, write
 
-WIDE = spec(10, frame=ArraySpec.of((1000,), np.uint8))
+WIDE = spec(100, frame=ArraySpec.of((1000,), np.uint8))
 BAD = {
     "frame of another shape": (
         observe(3, [(0, M, 2)], frame=np.zeros((1, 1, 2), np.int32)),

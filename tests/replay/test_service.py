@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import (
+    FencedError,
     WaitTimeoutError,
 )
 from fornix.common.messages import (
@@ -236,18 +237,34 @@ def test_only_those_whose_time_has_come_are_sent_away():
     assert desk.service.patience_s() == 8.0
 
 
-def test_a_time_out_at_the_head_lets_the_next_in_line_through():
+def test_a_sample_that_finds_no_start_holds_up_nobody():
     desk = a_desk()
     write(desk, 1, (0, F, 0))
     write(desk, 2, (0, M, 1))
-    blocked, next_in_line = (
-        desk.send(sample(1, n_step=9, timeout_s=1.0)),
-        desk.send(sample(1, timeout_s=5.0)),
-    )
-    assert next_in_line not in desk.answers
+    lacks_a_start = desk.send(sample(1, n_step=9, timeout_s=1.0))
+    assert isinstance(desk.ask(sample(1, timeout_s=5.0)), Batch)
     desk.pass_time(1.0)
-    assert desk.answers[blocked].code == WaitTimeoutError.code
-    assert isinstance(desk.answers[next_in_line], Batch)
+    assert desk.answers[lacks_a_start].code == WaitTimeoutError.code
+
+
+def test_a_new_incarnation_has_the_old_ones_parked_write_refused():
+    desk = a_desk(RATIO)
+    for sequence, kind in enumerate([F, M, M, M, M], 1):
+        write(desk, sequence, (0, kind, sequence))
+    parked = write(desk, 6, (0, M, 6), timeout_s=1000.0)
+    assert parked not in desk.answers
+    desk.ask(OpenWriter(table="t", writer="w", incarnation=9, lanes=1))
+    assert desk.answers[parked].code == FencedError.code
+
+
+def test_an_end_that_a_new_incarnation_brings_wakes_who_waits_for_a_start():
+    desk = a_desk()
+    write(desk, 1, (0, F, 0))
+    write(desk, 2, (0, M, 1))
+    waits = desk.send(sample(1, n_step=3, timeout_s=5.0))
+    assert waits not in desk.answers
+    desk.ask(OpenWriter(table="t", writer="w", incarnation=9, lanes=1))
+    assert isinstance(desk.answers[waits], Batch)
 
 
 # hello, info, reports ------------------------------------------------------------------------------
@@ -298,12 +315,14 @@ def test_info_tells_what_is_there():
     assert (report["age_s"], report["doing"], report["metrics"]["score"]) == (2.0, "plays", 3.0)
 
 
-def test_a_source_has_one_report_and_the_newest_thousand_sources_are_kept():
+def test_a_source_has_one_report_and_the_newest_sources_are_kept():
     desk = Desk()
     assert desk.ask(Report(source="a", doing="old")) == Done()
     desk.ask(Report(source="a", doing="new"))
     assert [report["doing"] for report in desk.info().reports.values()] == ["new"]
-    for at in range(1024):
+    for at in range(256):
         desk.ask(Report(source=f"s{at}"))
-    assert len(desk.info().reports) == 1024
+    assert len(desk.info().reports) == 256
     assert "a" not in desk.info().reports
+    desk.pass_time(61.0)
+    assert desk.info().reports == {}

@@ -100,10 +100,12 @@ def test_an_episodes_end_and_the_next_ones_beginning_fit_one_request():
     assert table.episodes == 1
 
 
-def test_two_steps_of_an_open_episode_fit_one_request():
+@pytest.mark.parametrize("rows", [[(0, F, 0), (0, M, 1)], [(0, F, 0), (0, END, 1)]])
+def test_a_step_whose_stack_nobody_would_be_handed_is_refused(rows):
     episodes = Episodes(a_table(n_frames=3))
-    episodes.write((0, F, 0), (0, M, 1))
-    assert np.array_equal(episodes.write((0, M, 2), (0, M, 3)).stack[0], a_stack(1, 2, 3))
+    with pytest.raises(InvalidRequestError, match=r"lane 0 stands in two rows .* the second is no FIRST"):
+        episodes.write(*rows)
+    assert len(episodes.table.ring) == 0
 
 
 def test_keys_alone_may_be_asked_for():
@@ -420,13 +422,15 @@ def test_opening_the_same_incarnation_again_changes_nothing():
     assert np.array_equal(episodes.write((0, M, 1)).stack[0], a_stack(None, 0, 1))
 
 
-def test_a_table_has_room_for_so_many_writers():
+def test_where_there_are_too_many_writers_the_idlest_is_forgotten():
     table = a_table()
     for at in range(1024):
-        table.open_writer(f"w{at}", 1, 1)
-    with pytest.raises(InvalidRequestError, match="the table has 1024 writers; that is the limit"):
-        table.open_writer("one more", 1, 1)
-    assert table.open_writer("w7", 2, 1) == 1
+        table.open_writer(f"w{at}", 1, 1, now=float(at))
+    table.observe(observe(1, [(0, F, 0)], writer="w0"), now=5000.0)
+    assert table.open_writer("one more", 1, 1, now=6000.0) == 1
+    assert len(table.writers) == 1024
+    assert "w1" not in table.writers
+    assert table.is_repeated(observe(1, [(0, F, 0)], writer="w0"))
 
 
 # what can't be stored ------------------------------------------------------------------------------
@@ -436,7 +440,7 @@ NOTHING_FITS = [
     ([(0, END, 1)], {}, "lane 0 got LAST while no episode is open"),
     ([(1, F, 1)], {}, "lane 1 got FIRST while its episode is open; end that episode with LAST first"),
     ([(1, M, 1), (1, F, 2)], {}, "lane 1 got FIRST while its episode is open"),
-    ([(1, END, 1), (1, M, 2)], {}, "lane 1 got MID while no episode is open"),
+    ([(1, END, 1), (1, M, 2)], {}, "the second is no FIRST"),
     ([(1, M, 1), (1, M, 2), (1, M, 3)], {}, "lane 1 stands in 3 rows of one request; send at most two"),
     ([(2, F, 1)], {}, "lane holds 2; writer 'w' has 2 lanes, 0 to 1"),
     ([(-1, F, 1)], {}, "lane holds -1; writer 'w' has 2 lanes"),

@@ -115,7 +115,7 @@ class TableAgainstModel(RuleBasedStateMachine):
             assert self.table.limiter.samples == before
             return
         assert self.table.limiter.samples == before + 24
-        made = Transitions(batch, self.model.n_frames)
+        made = Transitions(batch, n_step)
         assert set(batch.key.tolist()) <= set(self.model.starts(n_step))
         for at, key in enumerate(batch.key.tolist()):
             wanted = self.model.transition(key, n_step, discount)
@@ -144,8 +144,9 @@ class TableAgainstModel(RuleBasedStateMachine):
         for lane, kind in plan:
             lane %= len(lanes)
             met[lane] += 1
-            if met[lane] > 2 or len(rows) == self.model.capacity // 2:
-                continue
+            full = len(rows) == self.model.capacity // 2
+            if full or met[lane] > 2 or (met[lane] == 2 and is_open[lane]):
+                continue  # a lane's second row must begin an episode
             kind = kind if is_open[lane] else F
             is_open[lane] = kind not in (END, CUT)
             self.values += 1

@@ -56,7 +56,7 @@ with Client.connect(address) as client:
     writer.observe(Steps.first(signature, lane, frame)).result()
     steps = Steps.after_actions(lane, lane, np.ones(1, np.float32), frame + 2, no, no)
     assert writer.observe(steps).result().stack.tolist() == [[[1, 2], [3, 4]]]
-    drawn = client.sample("table", 3, n_frames=2).result()
+    drawn = client.sample("table", 3).result()
     assert drawn.next_stack.tolist() == [[[1, 2], [3, 4]]] * 3
 assert main(["inspect", address]) == 0
 servers[0].stop()
@@ -97,9 +97,12 @@ def wheel(tmp_path_factory):
     """The wheel, built from this tree as a release is."""
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
-        [*command, "--wheel-dir", folder, ROOT], capture_output=True, text=True, timeout=100
+        [*command, "--quiet", "--disable-pip-version-check", "--wheel-dir", folder, ROOT],
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     (found,) = folder.glob("fornix-*.whl")

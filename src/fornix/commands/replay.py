@@ -2,14 +2,13 @@
 
 import logging
 import threading
-import time
 from collections.abc import Sequence
 
 from fornix import __version__
 from fornix.commands.shared import CONFIG_HELP, StopSignals, add_config_file, command_parser, log_as
 from fornix.common.settings import ConfigFlags, resolve
+from fornix.replay.role import serve
 from fornix.replay.server import ReplayServer
-from fornix.replay.service import ReplayService
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,15 +49,13 @@ def main(arguments: Sequence[str]) -> int:
 def _serve(address: str, seed: int, memory_gb: float | None) -> int:
     log_as("replay")
     memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
-    service = ReplayService(time.monotonic, seed=seed, memory_bytes=memory_bytes, version=__version__)
     with StopSignals() as signals:
-        server = ReplayServer(service, address)
-        threading.Thread(target=_stop_after, args=(signals.event, server), daemon=True).start()
-        print(f"replay server answers at {server.address}", flush=True)
-        try:
-            server.serve()
-        finally:
-            server.close()
+
+        def on_ready(server: ReplayServer) -> None:
+            threading.Thread(target=_stop_after, args=(signals.event, server), daemon=True).start()
+            print(f"replay server answers at {server.address}", flush=True)
+
+        serve(address, seed=seed, memory_bytes=memory_bytes, version=__version__, on_ready=on_ready)
         _LOG.info("has ended")
     return signals.exit_code
 
