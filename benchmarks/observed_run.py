@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fornix.common.config import RunConfig
-from fornix.common.errors import UnreachableError
+from fornix.common.errors import ConfigurationError, UnreachableError
 from fornix.common.weights import Weights, WeightsSubscriber
 from fornix.replay import Client
 from fornix.runs import open_run
@@ -46,7 +46,7 @@ def observe_run(file: Path, flags: Sequence[str] = (), policy: str = "shared") -
         with (folder / "output").open("w") as output:
             process = subprocess.Popen(command, stdout=output, stderr=output)
             try:
-                weights = _watch(process, replay, published, policy)
+                weights = _watch(process, folder / "run", replay, published, policy)
             finally:
                 process.terminate()
                 process.wait(30)
@@ -63,7 +63,7 @@ def read_run(run_dir: Path, weights: list[tuple[float, Weights]] | None = None) 
 
 
 def _watch(
-    process: "subprocess.Popen[bytes]", replay: str, published: str, policy: str
+    process: "subprocess.Popen[bytes]", run_dir: Path, replay: str, published: str, policy: str
 ) -> list[tuple[float, Weights]]:
     weights: list[tuple[float, Weights]] = []
     ready: float | None = None
@@ -72,7 +72,7 @@ def _watch(
     try:
         with Client.connect(replay, name="benchmark", give_up_after_s=1.0) as client:
             while process.poll() is None and time.monotonic() < deadline:
-                if ready is None and _is_ready(client):
+                if ready is None and _is_ready(client, run_dir):
                     ready = time.monotonic()
                 found = subscriber.wait(0.05)
                 if found is not None:
@@ -82,9 +82,13 @@ def _watch(
     return weights
 
 
-def _is_ready(client: Client) -> bool:
+def _is_ready(client: Client, run_dir: Path) -> bool:
     try:
+        actors = open_run(run_dir).actor.processes
         tables = client.info().tables.values()
-    except UnreachableError:
+    except (UnreachableError, ConfigurationError):  # not there yet
         return False
-    return any(table["samples"] for table in tables)
+    writers = [writer for table in tables for writer in table["writers"].values()]
+    # each actor has a writer for each of its two halves
+    acting = len(writers) >= 2 * actors and all(writer["sequence"] for writer in writers)
+    return acting and all(table["samples"] for table in tables)

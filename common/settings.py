@@ -90,15 +90,20 @@ def read_run_config(file: Path | None, flags: Sequence[str] = ()) -> RunConfig:
     return resolve(file, config_flags.values(parser.parse(flags)))
 
 
-def resolve(file: Path | None, flags: Values) -> RunConfig:
+def resolve(file: Path | None, flags: Values, environment: Mapping[str, str] | None = None) -> RunConfig:
     """Return the configuration of `file` under environment variables and parsed `flags`.
+
+    Args:
+        file: in YAML; None for the defaults.
+        flags: of `ConfigFlags.values`.
+        environment: its FORNIX_ variables count; this process's own if not given.
 
     Raises:
         ConfigurationError: with one sentence on the first key, value or line that is wrong.
     """
     sources: list[_Source] = [
         ("file", load_yaml(file) if file else {}),
-        ("variable", _from_environment(os.environ)),
+        ("variable", _from_environment(os.environ if environment is None else environment)),
         ("flag", flags),
     ]
     values: Values = {}
@@ -113,7 +118,9 @@ def resolve(file: Path | None, flags: Values) -> RunConfig:
 def dump_run_config(config: RunConfig, path: Path) -> None:
     """Write every key with its value and, as a comment, what it means; `resolve` reads it back."""
     head = f"# The resolved configuration of {config.name}: file, variables, flags and defaults.\n"
-    path.write_text(head + dump_section(config), encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text(head + dump_section(config), encoding="utf-8")
+    partial.replace(path)
 
 
 def key_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, bool]:
@@ -141,7 +148,7 @@ def _from_environment(environment: Mapping[str, str]) -> Values:
     for name, value in environment.items():
         if name.startswith(PREFIX):
             _check_variable(name, value)
-    return dict(EnvSettingsSource(_Settings)())
+    return dict(EnvSettingsSource(_Settings)()) if environment else {}
 
 
 def _check_variable(name: str, value: str) -> None:
@@ -159,13 +166,17 @@ def _check_variable(name: str, value: str) -> None:
         ) from None
 
 
-def _merge(low: Values, high: Values) -> Values:
-    """Return `low` with the values of `high` laid over it, key by key."""
+def _merge(low: Values, high: Values, prefix: str = "") -> Values:
+    """Return `low` with the values of `high` laid over it, key by key.
+
+    A mapping with names of the user's own is one value: the higher source has it whole.
+    """
     merged = dict(low)
     for key, value in high.items():
-        below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+        below, name = merged.get(key), prefix + key
+        if isinstance(below, dict) and isinstance(value, dict) and name not in _MAPPINGS:
+            value = _merge(below, value, f"{name}.")
+        merged[key] = value
     return merged
 
 

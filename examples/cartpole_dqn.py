@@ -102,9 +102,7 @@ def train(client: Client, goal: float, limit_s: float, seed: int) -> dict[str, f
         steps += COPIES
         if steps > 1000:
             for _ in range(2):
-                drawn = drawn or client.sample(
-                    TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT, n_frames=1
-                )
+                drawn = drawn or client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT)
                 transitions = drawn.result()
                 drawn = client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT)
                 agent.train(transitions)

@@ -98,6 +98,7 @@ def _describe_table(
         "memory_bytes": nbytes(spec.signature, spec.capacity_steps),
         "steps": len(table.ring),
         "steps_ever": table.ring.head,
+        "policy_version": table.newest_policy_version,
         "inserts": inserts,
         "samples": samples,
         "samples_per_insert": samples / max(inserts - spec.limiter.min_size, 1),

@@ -43,6 +43,8 @@ class Table:
         self._starts: dict[int, StartIndex] = {}
         self._rng = rng
         self.writers: dict[str, Writer] = {}
+        #: Version of the weights that chose the newest step's action.
+        self.newest_policy_version = 0
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=_EPISODES_KEPT)
         self.lengths: deque[int] = deque(maxlen=_EPISODES_KEPT)
@@ -135,6 +137,7 @@ class Table:
             writer.newest[lanes[rows]] = np.where(ended[rows], NONE, numbers[rows])
             self._count_returns(writer, request, rows)
         self.limiter.inserts += len(arrived)
+        self.newest_policy_version = request.policy_version
         writer.sequence = request.sequence
         writer.last_seen = now
         answer = self._newest_rows(lanes, numbers, parts)

@@ -34,6 +34,8 @@ Begin with:  fornix run configs/treasurehunt.yaml
 Learn more:  fornix run --help
 """
 USAGE_ERROR = 2
+#: What only the extra `train` installs.
+TRAIN_EXTRA = {"torch", "safetensors", "gymnasium", "pettingzoo", "tensorboard", "matplotlib", "PIL"}
 INTERRUPTED = 130
 
 
@@ -44,11 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FornixError as error:
         print(f"fornix: {error}", file=sys.stderr)
         return getattr(error, "exit_code", USAGE_ERROR)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in TRAIN_EXTRA:
+            raise
+        print(f"fornix: this command needs {error.name}; pip install 'fornix[train]'", file=sys.stderr)
+        return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         # whoever read our output has gone: silence what Python would still flush at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USAGE_ERROR
+    except OSError as error:
+        print(f"fornix: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return USAGE_ERROR
 
 

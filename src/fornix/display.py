@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -49,8 +50,8 @@ class Display(Protocol):
 
 def make_display() -> Display:
     """Return a live screen if standard output is a terminal, else plain lines."""
-    console = Console()
-    return LiveDisplay(console) if console.is_terminal else PlainDisplay()
+    # not console.is_terminal: FORCE_COLOR, usual in CI, makes that true of a pipe
+    return LiveDisplay(Console()) if sys.stdout.isatty() else PlainDisplay()
 
 
 class PlainDisplay:

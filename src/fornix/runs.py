@@ -1,7 +1,9 @@
 """Folders of runs: runs/<name>, runs/<name>-2 and so on."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fornix.common.config import RunConfig
 from fornix.common.errors import ConfigurationError
@@ -34,7 +36,15 @@ def open_run(run_dir: Path) -> RunConfig:
             f"{run_dir} is no folder of a run, since {file} is not there; name one, such as "
             f"runs/treasurehunt"
         )
-    return resolve(file, {})
+    return read_run(run_dir, {})
+
+
+def read_run(run_dir: Path, flags: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration in a run's folder, with flags over it; no variable changes a run."""
+    file = run_dir / CONFIG_FILE
+    if not file.read_text(encoding="utf-8").strip():
+        raise ConfigurationError(f"{file} is empty; put the run's configuration there again")
+    return resolve(file, dict(flags), environment={})
 
 
 def _unusable(folder: Path, error: OSError) -> ConfigurationError:

@@ -40,9 +40,11 @@ def test_lists_and_mappings_from_every_source(file: Path, monkeypatch: pytest.Mo
     assert read_run_config(file).weights.addresses == ("tcp://a:1",)
     monkeypatch.setenv("FORNIX_WEIGHTS__ADDRESSES", '["tcp://b:1", "ipc://c"]')
     monkeypatch.setenv("FORNIX_ENVIRONMENT__TREASURES__FOOD", "2")
-    config = read_run_config(file, ["--environment.treasures", "bone=-3"])
+    config = read_run_config(file)
     assert config.weights.addresses == ("tcp://b:1", "ipc://c")
-    assert config.environment.treasures == {"gem": 1, "food": 2, "bone": -3}
+    assert config.environment.treasures == {"food": 2}  # one value: the kinds of a lower source are gone
+    config = read_run_config(file, ["--environment.treasures", "bone=-3"])
+    assert config.environment.treasures == {"bone": -3}
     flags = ["--weights.addresses", "tcp://d:1,tcp://d:2"]
     assert read_run_config(file, flags).weights.addresses == ("tcp://d:1", "tcp://d:2")
 

@@ -1,5 +1,6 @@
 """`fornix evaluate`: the greedy score of a run beside random play."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,15 +15,23 @@ _EXAMPLES = """\
 fornix evaluate runs/treasurehunt
 fornix evaluate runs/treasurehunt --episodes 400 --seed 7
 fornix evaluate runs/treasurehunt --json -          for other programs
+fornix evaluate runs/by-hand --files                summary, curve and animation of a run started by hand
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print both scores."""
-    parser = command_parser("evaluate", _ABOUT, _EXAMPLES, "RUN [--episodes N] [--seed S] [--json FILE|-]")
+    parser = command_parser(
+        "evaluate", _ABOUT, _EXAMPLES, "RUN [--episodes N] [--seed S] [--files] [--json FILE|-]"
+    )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run")
     parser.add_argument("--episodes", metavar="N", type=int, default=100, help="to play (default: 100)")
     parser.add_argument("--seed", metavar="S", type=int, default=1, help="of the worlds (default: 1)")
+    parser.add_argument(
+        "--files",
+        action="store_true",
+        help="write summary.json, curve.png and episode.gif to RUN, as 'fornix run' does at its end",
+    )
     add_json(parser)
     options = parser.parse(arguments)
     if not 1 <= options.episodes <= 1_000_000:
@@ -30,7 +39,16 @@ def main(arguments: Sequence[str]) -> int:
     if not 0 <= options.seed < 2**32:
         parser.error(f"--seed {options.seed} must be from 0 to {2**32 - 1}")
     _evaluate(options.run, options.episodes, options.seed, options.json)
+    if options.files:
+        _write_files(options.run)
     return 0
+
+
+def _write_files(run_dir: Path) -> None:
+    from fornix.summary import sum_up
+
+    summary = sum_up(open_run(run_dir), run_dir, lambda line: print(line, file=sys.stderr))
+    print(f"wrote {', '.join(str(path) for path in summary.files.values())}", file=sys.stderr)
 
 
 def _evaluate(run_dir: Path, episodes: int, seed: int, json: str | None) -> None:

@@ -10,7 +10,7 @@ from fornix.common.config import RunConfig
 from fornix.common.errors import ConfigurationError
 from fornix.common.settings import ConfigFlags, dump_run_config, resolve
 from fornix.display import make_display
-from fornix.runs import CONFIG_FILE, create_run_dir, open_run
+from fornix.runs import CONFIG_FILE, create_run_dir, open_run, read_run
 
 _ABOUT = """\
 Train: start the replay server, the learners and the actors as processes of their own, show one live
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         run_dir = _train(options, config, signals.event)
         if signals.number:
             print(
-                f"stopped; 'fornix run --resume {run_dir}' goes on from the newest checkpoint", flush=True
+                f"stopped; 'fornix run --resume {run_dir}{_mode_flag(options)}' goes on from the newest "
+                f"checkpoint",
+                flush=True,
             )
             return signals.exit_code
     _sum_up(config, run_dir)
@@ -70,7 +72,11 @@ def _configuration(options: argparse.Namespace, flags: ConfigFlags) -> RunConfig
             f"change single keys by flags"
         )
     open_run(options.resume)
-    return resolve(options.resume / CONFIG_FILE, values)
+    return read_run(options.resume, values)
+
+
+def _mode_flag(options: argparse.Namespace) -> str:
+    return " --mode sequential" if options.mode == "sequential" else ""
 
 
 def _open_run_dir(options: argparse.Namespace, config: RunConfig) -> Path:

@@ -17,7 +17,7 @@ from fornix.common.errors import ConfigurationError
 from fornix.common.settings import FlagParser
 
 CONFIG_HELP = """\
-Configuration: each key below can stand in FILE (YAML, by section), in an environment variable
+Configuration: each key above can stand in FILE (YAML, by section), in an environment variable
 (FORNIX_LEARNER__BATCH_SIZE=128) or in a flag (--learner.batch_size 128). A flag beats a variable, a
 variable beats FILE, FILE beats the default. A wrong key, type or range is refused with one sentence.
 """
@@ -122,6 +122,8 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number:
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a live screen hides the cursor
             os._exit(128 + number)
         self.number = number
         os.write(self._writer, b"s")
