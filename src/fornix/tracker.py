@@ -9,6 +9,18 @@ from fornix.launch import ProcessState
 from fornix.progress import Progress, measures, rows, rows_of_reports
 
 _SCORES_KEPT = 2000
+_SILENT_S = 3.0
+#: What says nothing any more once the server is silent.
+_OF_THE_MOMENT = frozenset(
+    (
+        "agent_steps_per_s",
+        "gradient_steps_per_s",
+        "learner_waiting",
+        "actor_waiting",
+        "actor_held",
+        "policy_lag",
+    )
+)
 
 
 class Tracker:
@@ -25,6 +37,7 @@ class Tracker:
         self._scores: list[float] = []
         self._measured: dict[str, Any] = {}
         self._info: Info | None = None
+        self._told = clock()
         self.title = title
         self.score_random: float | None = None
 
@@ -33,6 +46,7 @@ class Tracker:
         if info is None:
             return
         self._info = info
+        self._told = self._clock()
         self._measured |= {name: value for name, value in measures(info).items() if value is not None}
         if self._measured.get("score") is not None:
             self._scores.append(self._measured["score"])
@@ -42,12 +56,15 @@ class Tracker:
     def progress(self, states: Sequence[ProcessState] | None, lines: tuple[str, ...] = ()) -> Progress:
         """Return the state now; processes are the launcher's, or without one those that report."""
         reporting = rows_of_reports(self._info) if self._info else ()
+        silent_s = self._clock() - self._told
+        silent = self._info is not None and silent_s > _SILENT_S
+        measured = {n: v for n, v in self._measured.items() if not (silent and n in _OF_THE_MOMENT)}
         return Progress(
-            title=self.title,
+            title=self.title + (f" · no answer for {silent_s:.0f} s" if silent else ""),
             elapsed_s=self._clock() - self._began,
             score_random=self.score_random,
             scores=tuple(self._scores),
             processes=reporting if states is None else rows(states, self._info),
             lines=lines,
-            **self._measured,
+            **measured,
         )

@@ -154,8 +154,8 @@ def test_progress_is_made_of_what_the_server_tells() -> None:
     tracker.score_random = 255.0
     actor = {"score": 300.0, "score_greedy": 310.0, "waiting_share": 0.2, "policy_version": 4.0}
     learner = {"gradient_steps": 10.0, "gradient_steps_total": 20.0, "gradient_steps_per_s": 2.0}
-    tracker.take(info(actor, learner | {"policy_version": 6.0}))
     now.now += 7
+    tracker.take(info(actor, learner | {"policy_version": 6.0}))
     states = [
         ProcessState("replay", 5, "runs", 0),
         ProcessState("actor-0", 6, "runs", 0),
@@ -248,3 +248,16 @@ def test_the_live_screen_draws_and_leaves_the_last_words_after_an_error() -> Non
 def test_lines_are_stamped_once_and_cleaned() -> None:
     assert stamped("actor-0", "14:20:01 actor-0 acts") == "14:20:01 actor-0 acts"
     assert stamped("replay", "\x1b[31mbad\x1b[0m\x07").endswith(" replay bad")
+
+
+def test_a_silent_server_is_said_and_its_rates_are_gone() -> None:
+    now = [0.0]
+    tracker = Tracker("run", clock=lambda: now[0])
+    assert "no answer" not in tracker.progress(None).title
+    tracker.take(info({}, {}))
+    assert tracker.progress(None).agent_steps_per_s
+    now[0] = 15.0
+    assert "no answer for 15 s" in tracker.progress(None).title
+    assert not tracker.progress(None).agent_steps_per_s
+    tracker.take(info({}, {}))
+    assert "no answer" not in tracker.progress(None).title
