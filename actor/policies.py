@@ -34,15 +34,18 @@ class GreedyPolicy:
         """Act with these weights from now on: a learner's `weights()`, as tensors or as arrays.
 
         Raises:
-            SignatureError: They are of another network.
+            SignatureError: They are of another network. Nothing has changed then.
         """
-        try:
-            self._network.load_state_dict({k: _tensor(v) for k, v in weights.items()})
-        except RuntimeError as error:
-            raise SignatureError(
-                f"the weights are not of this policy's network; give actor and learner the same "
-                f"network section and environment: {error}"
-            ) from error
+        needed = {name: tuple(tensor.shape) for name, tensor in self._network.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        for name in sorted(needed.keys() | found.keys()):
+            if needed.get(name) != found.get(name):
+                raise SignatureError(
+                    f"the weights are not of this policy's network; give actor and learner the same "
+                    f"network section and environment: {name} has shape {found.get(name)}, and "
+                    f"{needed.get(name)} is needed"
+                )
+        self._network.load_state_dict({k: _tensor(v) for k, v in weights.items()})
 
     @torch.no_grad()
     def act(

@@ -1,5 +1,6 @@
 """One actor: its halves, policies and writers, over any transport."""
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -11,6 +12,7 @@ from fornix.actor.environments import EnvironmentSpec, VectorEnvironment, make_e
 from fornix.actor.policies import GreedyPolicy, epsilon_schedule
 from fornix.actor.vector import AgentGroup, VectorActor
 from fornix.common.config import RunConfig
+from fornix.common.errors import SignatureError
 from fornix.common.messages import LimiterSpec, Stacks, TableSpec
 from fornix.common.networks import ImplicitQuantileNetwork
 from fornix.common.policies import policy_groups
@@ -18,6 +20,8 @@ from fornix.common.seeding import seed_for
 from fornix.common.signature import ArraySpec, Signature
 from fornix.common.weights import Weights, WeightsSource
 from fornix.replay.client import Client
+
+_LOG = logging.getLogger(__name__)
 
 
 class LearningPolicy:
@@ -35,10 +39,15 @@ class LearningPolicy:
         return 0 if self._weights is None else self._weights.version
 
     def refresh(self) -> None:
-        """Take the newest weights, if there are newer ones."""
+        """Take the newest weights, if there are newer ones that fit; else keep those there are."""
         newest = self._source.newest()
-        if newest is not None:
+        if newest is None:
+            return
+        try:
             self._policy.load(newest.tensors)
+        except SignatureError as error:
+            _LOG.warning("acts on with version %d: %s", self.version, error)
+        else:
             self._weights = newest
 
     def act(

@@ -2,21 +2,25 @@
 
 import contextlib
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 import torch
 
 from fornix.common.config import LearnerConfig
-from fornix.common.errors import UnknownTableError, UnreachableError, WaitTimeoutError
+from fornix.common.errors import FornixError, UnknownTableError, UnreachableError, WaitTimeoutError
+from fornix.common.signature import Signature
 from fornix.learner.update import Batch
 from fornix.replay.client import Client, Pending, Transitions
 
 _LOG = logging.getLogger(__name__)
 _IN_FLIGHT = 2
 _GIVE_UP_AFTER_S = 2.0  # then the learner says so, and asks again
+_SAY_PERIOD_S = 5.0
 
 
 def to_batch(transitions: Transitions) -> Batch:
@@ -74,6 +78,7 @@ class PrefetchedBatches:
     Args:
         address: of the replay server.
         table: to draw from.
+        signature: of the table; one that is created anew must have it too.
         config: of the learner.
         seen: called with each batch before it is trained on.
     """
@@ -82,12 +87,15 @@ class PrefetchedBatches:
         self,
         address: str,
         table: str,
+        signature: Signature,
         config: LearnerConfig,
         seen: Callable[[Transitions], None] | None = None,
     ) -> None:
         self._address = address
         self._seen = seen
         self._asked = (table, config)
+        self._expects = {table: signature}
+        self._said, self._said_waiting = -math.inf, False
         self._ready: queue.Queue[Batch | Exception] = queue.Queue(_IN_FLIGHT)
         self._stop = threading.Event()
         self.doing = ""
@@ -98,6 +106,7 @@ class PrefetchedBatches:
         """Return the next batch, or None if none has come in time.
 
         Raises:
+            SignatureError: if the table was created anew with another signature.
             Exception: that ended the thread, such as a FornixError that refuses the request.
         """
         try:
@@ -108,39 +117,58 @@ class PrefetchedBatches:
             raise batch
         return batch
 
+    def stop(self) -> None:
+        """Tell the thread to end, without waiting for it."""
+        self._stop.set()
+
     def close(self) -> None:
         """End the thread, within a few seconds."""
-        self._stop.set()
+        self.stop()
         self._thread.join()
 
     def _serve(self) -> None:
         try:
             with Client.connect(self._address, name="learner", give_up_after_s=_GIVE_UP_AFTER_S) as client:
-                self._prefetch(_Request(client, *self._asked))
+                self._prefetch(client, _Request(client, *self._asked))
         except Exception as error:  # or the learner would wait for ever, and not know why
             self._put(error)
 
-    def _prefetch(self, request: "_Request") -> None:
+    def _prefetch(self, client: Client, request: "_Request") -> None:
         flying = [request.send() for _ in range(_IN_FLIGHT)]
+        lost = False  # the table, which may be another one when it is there again
         while not self._stop.is_set():
             pending = flying.pop(0)
             try:
+                if lost:
+                    client.hello(self._expects)
+                    lost = False
                 transitions = pending.result()
             except (WaitTimeoutError, UnknownTableError, UnreachableError) as error:
-                self.doing = f"waits: {error}"
-                _LOG.log(
-                    logging.INFO if isinstance(error, WaitTimeoutError) else logging.WARNING, "%s", error
-                )
+                lost = lost or not isinstance(error, WaitTimeoutError)
+                self._wait(error)
                 if isinstance(error, UnknownTableError):
                     self._stop.wait(0.2)
                 pending.send_again()
                 flying.append(pending)
             else:
-                self.doing = ""
+                self._go_on()
                 flying.append(request.send())
                 if self._seen is not None:
                     self._seen(transitions)
                 self._put(to_batch(transitions))
+
+    def _wait(self, error: FornixError) -> None:
+        """Say what it waits for; in the log too, but not often."""
+        self.doing = f"waits: {error}"
+        if time.monotonic() - self._said > _SAY_PERIOD_S:
+            self._said, self._said_waiting = time.monotonic(), True
+            _LOG.log(logging.INFO if isinstance(error, WaitTimeoutError) else logging.WARNING, "%s", error)
+
+    def _go_on(self) -> None:
+        self.doing = ""
+        if self._said_waiting:
+            self._said_waiting = False
+            _LOG.info("goes on with table %r", self._asked[0])
 
     def _put(self, item: Batch | Exception) -> None:
         while not self._stop.is_set():

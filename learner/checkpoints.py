@@ -70,9 +70,11 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         _write_whole(path, pack(checkpoint.state.tensors, metadata))
     except OSError as error:
+        kept = (
+            "the checkpoints before it are whole; " if list_checkpoints(run_dir, checkpoint.policy) else ""
+        )
         raise CheckpointError(
-            f"can't save {path}: {error.strerror or error}; the checkpoints before it are whole; make "
-            f"room or give another --runs folder"
+            f"can't save {path}: {error.strerror or error}; {kept}make room or give another --runs folder"
         ) from None
     for old in list_checkpoints(run_dir, checkpoint.policy)[:-KEPT]:
         old.unlink(missing_ok=True)

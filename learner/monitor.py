@@ -1,5 +1,6 @@
 """Watches a run from its learner: tells the server, and writes metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import logging
 import threading
@@ -7,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
@@ -20,6 +21,7 @@ from fornix.replay.client import Client
 
 _LOG = logging.getLogger(__name__)
 PERIOD_S = 1.0
+_REPORT_AGE_S = 10.0  # of an actor that has ended or hangs, if it is older
 
 
 class Metrics:
@@ -28,27 +30,42 @@ class Metrics:
     Args:
         run_dir: of the run.
         name: of the file and the folder of events, the same for each learner.
-        seconds: of training before this, so that a resumed run goes on where it was.
+        seconds: of training before this, so that a resumed run goes on where it was; one that was
+            killed after its last checkpoint goes on after the last line.
+
+    Files that can't be opened are done without.
     """
 
     def __init__(self, run_dir: Path, name: str, seconds: float) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self._file = (run_dir / f"{name}.jsonl").open("a", buffering=1)
-        self._events = SummaryWriter(str(run_dir / "events" / name))
-        self._began = time.monotonic() - seconds
+        path = run_dir / f"{name}.jsonl"
+        self._began = time.monotonic() - max(seconds, _last_time_s(path))
+        self._file: TextIO | None = None
+        self._events: SummaryWriter | None = None
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a", buffering=1)
+            self._events = SummaryWriter(str(run_dir / "events" / name))
+        except OSError as error:
+            _LOG.error("can't open the metrics in %s: %s; training goes on without", run_dir, error)
 
     def write(self, values: Mapping[str, float]) -> None:
         """Write what is known now."""
         record = {"time_s": round(time.monotonic() - self._began, 3), **values}
-        self._file.write(json.dumps(record) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(record) + "\n")
         step = int(values.get("gradient_steps", 0))
-        for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Close both files."""
-        self._file.close()
-        self._events.close()
+        for file in (self._file, self._events):
+            try:
+                if file is not None:
+                    file.close()
+            except OSError as error:
+                _LOG.error("can't write the last metrics: %s", error)
 
 
 class Monitor:
@@ -151,7 +168,11 @@ class Progress:
 
 def of_run(info: Info, version: int) -> dict[str, float]:
     """Return the metrics of a whole run, from what the server and the actors tell."""
-    actors = [report["metrics"] for source, report in info.reports.items() if source.startswith("actor")]
+    actors = [
+        report["metrics"]
+        for source, report in info.reports.items()
+        if source.startswith("actor") and report["age_s"] <= _REPORT_AGE_S
+    ]
     tables = list(info.tables.values())
     metrics = {
         "agent_steps": float(sum(table["inserts"] for table in tables)),
@@ -167,3 +188,10 @@ def of_run(info: Info, version: int) -> dict[str, float]:
     if versions:
         metrics["policy_lag"] = version - float(np.mean(versions))
     return metrics
+
+
+def _last_time_s(path: Path) -> float:
+    """Return the time of the last line of metrics; 0 if there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return float(json.loads(path.read_bytes().splitlines()[-1])["time_s"])
+    return 0.0

@@ -16,7 +16,7 @@ from fornix.common.signature import Signature
 from fornix.common.weights import WeightsPublisher
 from fornix.learner.batches import PrefetchedBatches
 from fornix.learner.monitor import Monitor
-from fornix.learner.trainer import PolicyTrainer
+from fornix.learner.trainer import PolicyTrainer, check_run_dir, save_all
 from fornix.replay.client import Client, Transitions
 
 _LOG = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def learn(
             f"learner {index} has no policy to train: there are {len(policy_groups(config))} and "
             f"{config.learner.processes} learners; lower learner.processes"
         )
+    check_run_dir(run_dir, policies, resume)
     publisher = WeightsPublisher(config.weights.addresses[index])
     trainers: list[PolicyTrainer] = []
     sources: list[PrefetchedBatches] = []
@@ -57,15 +58,18 @@ def learn(
             signature = _wait_for_table(config, policy, stop)
             if signature is None:
                 return
-            sources.append(PrefetchedBatches(config.replay.address, policy, config.learner, seen))
+            sources.append(
+                PrefetchedBatches(config.replay.address, policy, signature, config.learner, seen)
+            )
             trainers.append(PolicyTrainer(config, policy, signature, sources[-1], publisher, run_dir))
             trainers[-1].begin(resume)
         with Monitor(config, run_dir, index, trainers):
             _train(trainers, stop)
-            for trainer in trainers:
-                trainer.save()
+            save_all(trainers, stop)
             _wait_for_others(config, index, trainers, stop)
     finally:
+        for source in sources:
+            source.stop()
         for source in sources:
             source.close()
         publisher.close()
@@ -118,7 +122,11 @@ def _unfinished(client: Client, learners: list[str]) -> list[str]:
 
 
 def _wait_for_table(config: RunConfig, policy: str, stop: threading.Event) -> Signature | None:
-    """Return the signature of a table as soon as an actor has created it; None if told to stop."""
+    """Return the signature of a table as soon as an actor has created it; None if told to stop.
+
+    Raises:
+        ConfigurationError: if its stacks are not those that this learner is configured for.
+    """
     said = time.monotonic()
     with Client.connect(config.replay.address, name="learner", give_up_after_s=2.0) as client:
         while not stop.is_set():
@@ -128,9 +136,18 @@ def _wait_for_table(config: RunConfig, policy: str, stop: threading.Event) -> Si
                 _LOG.warning("waits for the replay server: %s", error)
                 continue
             if signature is not None:
+                _check_n_frames(config, policy, signature)
                 return signature
             if time.monotonic() - said > 5:
                 _LOG.info("waits for table %r, which the first actor creates", policy)
                 said = time.monotonic()
             stop.wait(_LOOK_PERIOD_S)
     return None
+
+
+def _check_n_frames(config: RunConfig, policy: str, signature: Signature) -> None:
+    if signature.n_frames != config.replay.n_frames:
+        raise ConfigurationError(
+            f"replay.n_frames = {config.replay.n_frames} and table {policy!r} has n_frames = "
+            f"{signature.n_frames}; give actors and learner the same configuration"
+        )

@@ -1,8 +1,9 @@
 """Trains one policy: batches in, gradient steps, publications and checkpoints out."""
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from fornix.learner.checkpoints import Checkpoint, folder, list_checkpoints, loa
 from fornix.learner.update import Learner
 
 _LOG = logging.getLogger(__name__)
+_SAVE_AGAIN_AFTER_S = 2.0
 
 
 class Publishes(Protocol):
@@ -70,7 +72,8 @@ class PolicyTrainer:
             seed_for(config.seed, "learner", policy),
         )
         self.version = 0
-        self.seconds = 0.0
+        self._began: float | None = None
+        self._ended: float | None = None
         self.waited_s = 0.0
         self.metrics: dict[str, float] = {}
 
@@ -78,6 +81,13 @@ class PolicyTrainer:
     def done(self) -> bool:
         """Whether all gradient steps have been made."""
         return self.learner.gradient_steps >= self._config.learner.gradient_steps
+
+    @property
+    def seconds(self) -> float:
+        """Time since `begin`, and in the trainings that it goes on from; it stops when all is done."""
+        if self._began is None:
+            return 0.0
+        return (self._clock() if self._ended is None else self._ended) - self._began
 
     @property
     def doing(self) -> str:
@@ -91,14 +101,10 @@ class PolicyTrainer:
             CheckpointError: if there is one that may not be resumed, as the two trainings' checkpoints
                 would be mixed; or as `resume` says.
         """
-        if not list_checkpoints(self._run_dir, self.policy):
-            return
-        if not resume:
-            raise CheckpointError(
-                f"{folder(self._run_dir, self.policy)} holds checkpoints of a training before this one; "
-                f"go on from them with --resume, or name another folder"
-            )
-        self.resume()
+        if _has_checkpoints(self._run_dir, self.policy, resume):
+            self.resume()
+        else:
+            self._began = self._clock()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, and publish its weights again.
@@ -114,7 +120,8 @@ class PolicyTrainer:
             )
         self.learner.load_state_dict(checkpoint.state)
         self.version = checkpoint.version
-        self.seconds = checkpoint.seconds
+        now = self._clock()
+        self._began, self._ended = now - checkpoint.seconds, now if self.done else None
         self._publish()
         _LOG.info("policy %r goes on from gradient step %d", self.policy, checkpoint.step)
 
@@ -132,7 +139,6 @@ class PolicyTrainer:
         if batch is not None:
             self.metrics = self.learner.update(batch)
             self._after_step()
-        self.seconds += self._clock() - began
         return batch is not None
 
     def save(self) -> None:
@@ -144,6 +150,8 @@ class PolicyTrainer:
 
     def _after_step(self) -> None:
         steps = self.learner.gradient_steps
+        if self.done:
+            self._ended = self._clock()
         if steps % self._config.learner.publish_period_steps == 0 or self.done:
             self._publish()
         if steps % self._config.learner.checkpoint_period_steps == 0 and not self.done:
@@ -155,3 +163,46 @@ class PolicyTrainer:
     def _publish(self) -> None:
         self.version += 1
         self._weights.publish(self.policy, self.version, self.learner.weights())
+
+
+def check_run_dir(run_dir: Path, policies: Iterable[str], resume: bool) -> None:
+    """Say which policies begin anew although they are to be resumed.
+
+    Raises:
+        CheckpointError: if there are checkpoints that may not be resumed.
+    """
+    for policy in policies:
+        if not _has_checkpoints(run_dir, policy, resume) and resume:
+            _LOG.info("no checkpoint in %s, begins at gradient step 0", folder(run_dir, policy))
+
+
+def save_all(trainers: Sequence[PolicyTrainer], stop: threading.Event) -> None:
+    """Write a checkpoint of each trainer; try again until that succeeds, or `stop` is set.
+
+    Raises:
+        CheckpointError: if one can't be written and `stop` is set.
+    """
+    while trainers:
+        failed: list[PolicyTrainer] = []
+        reason = CheckpointError()
+        for trainer in trainers:
+            try:
+                trainer.save()
+            except CheckpointError as error:
+                _LOG.error("%s", error)
+                failed.append(trainer)
+                reason = error
+        if failed and stop.wait(_SAVE_AGAIN_AFTER_S):
+            raise reason
+        trainers = failed
+
+
+def _has_checkpoints(run_dir: Path, policy: str, resume: bool) -> bool:
+    """Return whether there are checkpoints, or raise CheckpointError if they may not be resumed."""
+    found = bool(list_checkpoints(run_dir, policy))
+    if found and not resume:
+        raise CheckpointError(
+            f"{folder(run_dir, policy)} holds checkpoints of a training before this one; "
+            f"go on from them with --resume, or name another folder"
+        )
+    return found

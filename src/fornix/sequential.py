@@ -5,6 +5,7 @@ thread. The learner goes first whenever the limiter lets it; else the actors tak
 """
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +24,12 @@ from fornix.common.seeding import seed_for
 from fornix.common.weights import LocalWeights
 from fornix.learner.batches import LocalBatches
 from fornix.learner.monitor import Metrics, Progress, of_run
-from fornix.learner.trainer import PolicyTrainer
+from fornix.learner.trainer import PolicyTrainer, check_run_dir, save_all
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService
 
+_LOG = logging.getLogger(__name__)
 _PERIOD_S = 1.0
 
 
@@ -48,13 +50,13 @@ def run_sequential(
         on_info: called once a second with what the service tells.
     """
     torch.set_num_threads(config.learner.threads)
+    check_run_dir(run_dir, [group.policy for group in policy_groups(config)], resume)
     service = ReplayService(time.monotonic, seed=seed_for(config.seed, "service"), version=__version__)
     run = _Run(config, run_dir, service)
     try:
         run.begin(resume)
         run.go(stop, on_info)
-        for trainer in run.trainers:
-            trainer.save()
+        save_all(run.trainers, stop)
     finally:
         run.close()
 
@@ -122,7 +124,10 @@ class _Run:
         mine = progress.measure()
         self._client.report("learner-0", progress.doing, mine).result()
         info = self._client.info()
-        metrics.write(mine | progress.of_policies() | of_run(info, progress.version))
+        try:
+            metrics.write(mine | progress.of_policies() | of_run(info, progress.version))
+        except OSError as error:
+            _LOG.error("can't write metrics: %s; training goes on", error)
         on_info(info)
 
     def close(self) -> None:

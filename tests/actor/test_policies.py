@@ -83,8 +83,11 @@ def test_acts_on_stacks_that_are_read_only_views():
 
 def test_weights_of_another_network_are_refused():
     other = ImplicitQuantileNetwork((7,), 3, 4, NetworkConfig(width=16, cosines=8), torch.Generator())
+    own = network()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     with pytest.raises(SignatureError, match=r"trunk\.1\.weight"):
-        GreedyPolicy(network()).load(other.state_dict())
+        GreedyPolicy(own).load(other.state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in own.state_dict().items())
 
 
 def test_epsilon_schedule():

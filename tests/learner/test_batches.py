@@ -1,6 +1,7 @@
 """Where batches come from: asked for ahead by a thread that explains what it waits for."""
 
 import contextlib
+import logging
 import time
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from fornix.common.config import LearnerConfig
-from fornix.common.errors import InvalidRequestError
+from fornix.common.errors import InvalidRequestError, SignatureError
 from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
 from fornix.learner.batches import LocalBatches, PrefetchedBatches, to_batch
@@ -26,8 +27,8 @@ LANES = 4
 PATIENCE_S = 20.0
 
 
-def create(client, min_size=1):
-    spec = TableSpec(signature=SIGNATURE, capacity_steps=1000, limiter=LimiterSpec(min_size=min_size))
+def create(client, min_size=1, signature=SIGNATURE):
+    spec = TableSpec(signature=signature, capacity_steps=1000, limiter=LimiterSpec(min_size=min_size))
     client.create_table(TABLE, spec)
 
 
@@ -63,7 +64,7 @@ def local():
 
 
 def prefetching(address, **options):
-    return contextlib.closing(PrefetchedBatches(address, TABLE, CONFIG, **options))
+    return contextlib.closing(PrefetchedBatches(address, TABLE, SIGNATURE, CONFIG, **options))
 
 
 def get(source):
@@ -163,10 +164,33 @@ def test_it_outlives_its_server(ipc_address, serve, wait_until, monkeypatch):
                 pass
 
 
+def test_a_table_that_comes_back_as_another_is_refused(ipc_address, serve, wait_until):
+    with serve(ipc_address), Client.connect(ipc_address) as client, prefetching(ipc_address) as source:
+        wait_until(lambda: "there is no table" in source.doing, "no table")
+        create(client, signature=SIGNATURE.model_copy(update={"n_frames": 2}))
+        with pytest.raises(SignatureError, match="n_frames"):
+            get(source)
+
+
+def test_a_wait_is_logged_once_in_a_while_and_its_end(ipc_address, serve, wait_until, caplog):
+    with caplog.at_level(logging.INFO), serve(ipc_address), Client.connect(ipc_address) as client:
+        with prefetching(ipc_address) as source:
+            wait_until(lambda: "there is no table" in source.doing, "no table")
+            create(client, min_size=30)
+            wait_until(lambda: "needs 30" in source.doing, "the limiter's reason")
+            write(client)
+            check(get(source))
+        said = [r.getMessage() for r in caplog.records if r.name == "fornix.learner.batches"]
+    assert len(said) == 2
+    assert "there is no table" in said[0]
+    assert said[1] == "goes on with table 'shared'"
+
+
 def test_a_refused_request_is_raised(ipc_address, serve):
     with serve(ipc_address), Client.connect(ipc_address) as client:
         create(client)
-        source = PrefetchedBatches(ipc_address, TABLE, CONFIG.model_copy(update={"batch_size": 70_000}))
+        config = CONFIG.model_copy(update={"batch_size": 70_000})
+        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, config)
         with contextlib.closing(source), pytest.raises(InvalidRequestError, match="batch_size = 70000"):
             get(source)
 
@@ -195,7 +219,7 @@ def test_closing_ends_the_thread_soon(served, ipc_address, serve):
             client = stack.enter_context(Client.connect(ipc_address))
             create(client)
             write(client)
-        source = PrefetchedBatches(ipc_address, TABLE, CONFIG)
+        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, CONFIG)
         if served:
             get(source)
         began = time.monotonic()

@@ -101,6 +101,14 @@ def test_what_a_run_does_is_told_by_server_and_actors(client):
     assert "score_greedy" not in found
 
 
+def test_what_an_actor_told_long_ago_counts_no_more():
+    reports = {
+        "actor-0": {"age_s": 1.0, "doing": "acts", "metrics": {"score": 1.0}},
+        "actor-1": {"age_s": 11.0, "doing": "acts", "metrics": {"score": 9.0}},
+    }
+    assert of_run(SimpleNamespace(reports=reports, tables={}), version=1)["score"] == 1.0
+
+
 def test_an_empty_server_has_nothing_to_tell_but_numbers(client):
     """As it is right after it was started again: nothing of this is NaN, which JSON doesn't know."""
     found = of_run(client.info(), version=7)
@@ -132,6 +140,33 @@ def test_a_resumed_run_appends(tmp_path):
         metrics.close()
     first, second = lines(tmp_path)
     assert first["time_s"] < 50 <= second["time_s"]
+    killed_before_saving = Metrics(tmp_path, "metrics", 10.0)
+    killed_before_saving.write({"loss": 1.0})
+    killed_before_saving.close()
+    assert lines(tmp_path)[-1]["time_s"] >= second["time_s"]
+
+
+def test_a_full_disk_costs_the_metrics_and_nothing_else(tmp_path, monkeypatch, caplog):
+    def full(*args, **options):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor, "SummaryWriter", full)
+        metrics = Metrics(tmp_path, "metrics", 0.0)
+    assert "training goes on without" in caplog.text
+    metrics.write({"loss": 1.0})
+    metrics.close()
+    assert lines(tmp_path)[0]["loss"] == 1.0
+    metrics = Metrics(tmp_path, "metrics", 0.0)
+    close = metrics._events.close
+    monkeypatch.setattr(metrics._events, "close", full)
+    metrics.close()
+    close()
+    assert "can't write the last metrics" in caplog.text
+    (tmp_path / "a file").touch()
+    metrics = Metrics(tmp_path / "a file", "metrics", 0.0)
+    metrics.write({"loss": 1.0})
+    metrics.close()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """One policy's training: gradient steps, publications, checkpoints, and going on to the bit."""
 
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from fornix.common.config import RunConfig
 from fornix.common.errors import CheckpointError, ConfigurationError
 from fornix.common.signature import ArraySpec, Signature
 from fornix.learner.checkpoints import Checkpoint, folder, list_checkpoints, load, save
-from fornix.learner.trainer import PolicyTrainer
+from fornix.learner.trainer import PolicyTrainer, check_run_dir, save_all
 from fornix.learner.update import Batch
 
 SIGNATURE = Signature(
@@ -202,15 +203,73 @@ def test_a_checkpoint_that_can_not_be_saved_does_not_stop_training(tmp_path, cap
 
 def test_without_a_batch_nothing_happens_but_waiting(tmp_path):
     trainer = a_trainer(tmp_path, Batches(gaps=(1, 2)), clock=Clock())
+    trainer.begin(resume=False)
     before = trainer.learner.state_dict()
     assert [trainer.step(0), trainer.step(0)] == [False, False]
     assert_equal(trainer.learner.state_dict(), before)
     assert trainer.metrics == {}
-    # the clock is looked at before and after each wait, and at the end of each step
-    assert (trainer.waited_s, trainer.seconds) == (2, 4)
+    # the clock is looked at before and after each wait, and for the seconds since it began
+    assert (trainer.waited_s, trainer.seconds) == (2, 5)
     assert trainer.step(0)
-    assert (trainer.waited_s, trainer.seconds) == (3, 6)
+    assert (trainer.waited_s, trainer.seconds) == (3, 8)
     assert trainer.metrics.keys() == {"loss", "value", "learning_rate"}
+
+
+def test_its_time_goes_on_after_a_resume_and_ends_with_the_last_step(tmp_path):
+    clock = Clock()
+    stopped = a_trainer(tmp_path, clock=clock)
+    stopped.begin(resume=False)
+    clock.now += 100  # outside of steps too
+    stopped.step(0)
+    stopped.save()
+    saved = load(list_checkpoints(tmp_path, "shared")[-1]).seconds
+    assert 100 < saved < 110
+    clock.now += 1000
+    again = a_trainer(tmp_path, clock=clock)
+    again.begin(resume=True)
+    assert again.seconds == saved + 1
+    ended = run(again).seconds
+    clock.now += 1000
+    assert again.seconds == ended < 200
+    again.save()
+    finished = a_trainer(tmp_path, clock=clock)
+    finished.begin(resume=True)
+    assert finished.seconds == ended
+
+
+def test_a_last_checkpoint_is_tried_until_there_is_room(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("fornix.learner.trainer._SAVE_AGAIN_AFTER_S", 0.01)
+    full, other = a_trainer(tmp_path), a_trainer(tmp_path, policy="other")
+    save_whole, left = full.save, [1, 2, 3]
+
+    def save_late():
+        if left:
+            left.pop()
+            raise CheckpointError("can't save: full")
+        save_whole()
+
+    monkeypatch.setattr(full, "save", save_late)
+    save_all([full, other], threading.Event())
+    assert caplog.text.count("can't save: full") == 3
+    assert list_checkpoints(tmp_path, "shared")
+    stop = threading.Event()
+    stop.set()
+    left.append(1)
+    third = a_trainer(tmp_path, policy="third")
+    with pytest.raises(CheckpointError, match="can't save: full"):
+        save_all([full, third], stop)
+    assert list_checkpoints(tmp_path, "third")  # whatever became of the first
+
+
+def test_a_run_without_checkpoints_is_told_to_begin_anew(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        check_run_dir(tmp_path, ["shared"], resume=False)
+        assert not caplog.records
+        check_run_dir(tmp_path, ["shared"], resume=True)
+    assert f"no checkpoint in {folder(tmp_path, 'shared')}, begins at gradient step 0" in caplog.text
+    a_trainer(tmp_path).save()
+    with pytest.raises(CheckpointError, match="--resume"):
+        check_run_dir(tmp_path, ["shared"], resume=False)
 
 
 def test_one_that_is_done_draws_on_but_learns_no_more(tmp_path):

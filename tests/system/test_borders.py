@@ -94,12 +94,20 @@ def test_the_block_is_one(module):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel, built from this tree as a release is."""
+    """The wheel, built from a source distribution of this tree as a release is."""
     pytest.importorskip("hatchling")
     folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", folder],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (source,) = folder.glob("fornix-*.tar.gz")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
-        [*command, "--quiet", "--disable-pip-version-check", "--wheel-dir", folder, ROOT],
+        [*command, "--quiet", "--disable-pip-version-check", "--wheel-dir", folder, source],
         capture_output=True,
         text=True,
         timeout=100,
