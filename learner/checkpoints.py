@@ -70,9 +70,8 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
         place.mkdir(parents=True, exist_ok=True)
         _write_whole(path, pack(checkpoint.state.tensors, metadata))
     except OSError as error:
-        kept = (
-            "the checkpoints before it are whole; " if list_checkpoints(run_dir, checkpoint.policy) else ""
-        )
+        older = list_checkpoints(run_dir, checkpoint.policy)
+        kept = "the checkpoints before it are whole; " if older else ""
         raise CheckpointError(
             f"can't save {path}: {error.strerror or error}; {kept}make room or give another --runs folder"
         ) from None

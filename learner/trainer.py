@@ -183,18 +183,16 @@ def save_all(trainers: Sequence[PolicyTrainer], stop: threading.Event) -> None:
         CheckpointError: if one can't be written and `stop` is set.
     """
     while trainers:
-        failed: list[PolicyTrainer] = []
-        reason = CheckpointError()
+        failed: dict[PolicyTrainer, CheckpointError] = {}
         for trainer in trainers:
             try:
                 trainer.save()
             except CheckpointError as error:
                 _LOG.error("%s", error)
-                failed.append(trainer)
-                reason = error
+                failed[trainer] = error
         if failed and stop.wait(_SAVE_AGAIN_AFTER_S):
-            raise reason
-        trainers = failed
+            raise next(iter(failed.values()))
+        trainers = list(failed)
 
 
 def _has_checkpoints(run_dir: Path, policy: str, resume: bool) -> bool:

@@ -1,0 +1,37 @@
+"""What a learner refuses before it trains."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from fornix.common.config import RunConfig
+from fornix.common.errors import CheckpointError, ConfigurationError
+from fornix.common.messages import LimiterSpec, TableSpec
+from fornix.common.signature import ArraySpec, Signature
+from fornix.learner.checkpoints import folder
+from fornix.learner.role import learn
+from fornix.replay.client import Client
+
+
+def config(address):
+    sections = {"replay": {"address": address, "n_frames": 4}, "weights": {"addresses": [address + "w"]}}
+    return RunConfig.model_validate(sections)
+
+
+def test_other_stacks_than_the_tables_are_refused(ipc_address, serve, tmp_path):
+    signature = Signature(
+        frame=ArraySpec.of((2,), np.uint8), action=ArraySpec.of((), np.int32, n_values=4), n_frames=3
+    )
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        limiter = LimiterSpec(min_size=1)
+        client.create_table("shared", TableSpec(signature=signature, capacity_steps=1000, limiter=limiter))
+        with pytest.raises(ConfigurationError, match=r"replay.n_frames = 4 .* n_frames = 3"):
+            learn(config(ipc_address), tmp_path, 0, False, threading.Event())
+
+
+def test_a_run_folder_in_use_is_refused_without_a_server(ipc_address, tmp_path):
+    folder(tmp_path, "shared").mkdir(parents=True)
+    (folder(tmp_path, "shared") / "step-0000000001.safetensors").touch()
+    with pytest.raises(CheckpointError, match="--resume"):
+        learn(config(ipc_address), tmp_path, 0, False, threading.Event())
