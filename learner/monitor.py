@@ -110,8 +110,9 @@ class Monitor:
                 ending = self._stop.wait(PERIOD_S)
                 mine = self._progress.measure()
                 try:
-                    client.report(self._source, self._progress.doing, mine).result()
                     everyone = of_run(client.info(), self._progress.version)
+                    told = mine | {"policy_lag": everyone["policy_lag"]}
+                    client.report(self._source, self._progress.doing, told).result()
                     self._metrics.write(mine | self._progress.of_policies() | everyone)
                 except FornixError as error:
                     _LOG.warning("could not ask the server: %s", error)
@@ -184,9 +185,9 @@ def of_run(info: Info, version: int) -> dict[str, float]:
         values = [actor[name] for actor in actors if name in actor]
         if values:
             metrics[name if "score" in name else f"actor_{name}"] = float(np.mean(values))
-    versions = [actor["policy_version"] for actor in actors if "policy_version" in actor]
-    if versions:
-        metrics["policy_lag"] = version - float(np.mean(versions))
+    # of the newest steps: whoever asks the server right after looking at `version` has both of one moment
+    versions = [table["policy_version"] for table in tables] or [version]
+    metrics["policy_lag"] = max(0.0, version - float(np.mean(versions)))
     return metrics
 
 

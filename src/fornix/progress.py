@@ -71,7 +71,7 @@ def measures(info: Info) -> dict[str, Any]:
     tables = list(info.tables.values())
     actors = _reports(info, "actor-")
     learners = _reports(info, "learner-")
-    return _of_tables(tables) | _of_learners(learners) | _of_actors(actors) | _lag(actors, learners)
+    return _of_tables(tables) | _of_learners(learners) | _of_actors(actors)
 
 
 def rows(states: Sequence[ProcessState], info: Info | None) -> tuple[ProcessRow, ...]:
@@ -131,6 +131,7 @@ def _of_learners(learners: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "gradient_steps_total": max(one.get("gradient_steps_total", 0.0) for one in learners),
         "gradient_steps_per_s": fmean(one.get("gradient_steps_per_s", 0.0) for one in learners),
         "learner_waiting": _mean(learners, "waiting_share"),
+        "policy_lag": _mean(learners, "policy_lag"),
         "loss": _mean(learners, "loss"),
     }
 
@@ -142,17 +143,6 @@ def _of_actors(actors: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         "actor_waiting": _mean(actors, "waiting_share"),
         "actor_held": _mean(actors, "limiter_share"),
     }
-
-
-def _lag(actors: Sequence[Mapping[str, float]], learners: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """Publications that the actors are behind the learners, on average."""
-    reported = _mean([*actors, *learners], "policy_lag")
-    newest = max((one["policy_version"] for one in learners if "policy_version" in one), default=None)
-    acting = _mean(actors, "policy_version")
-    if reported is None and newest is not None and acting is not None:
-        # the reports are up to a second old, the actors' perhaps newer than the learner's
-        reported = max(0.0, newest - acting)
-    return {"policy_lag": reported}
 
 
 def _mean(reports: Sequence[Mapping[str, float]], name: str) -> float | None:

@@ -122,10 +122,12 @@ class _Run:
 
     def _tell(self, progress: Progress, metrics: Metrics, on_info: Callable[[Info], None]) -> None:
         mine = progress.measure()
-        self._client.report("learner-0", progress.doing, mine).result()
+        everyone = of_run(self._client.info(), progress.version)
+        told = mine | {"policy_lag": everyone["policy_lag"]}
+        self._client.report("learner-0", progress.doing, told).result()
         info = self._client.info()
         try:
-            metrics.write(mine | progress.of_policies() | of_run(info, progress.version))
+            metrics.write(mine | progress.of_policies() | everyone)
         except OSError as error:
             _LOG.error("can't write metrics: %s; training goes on", error)
         on_info(info)

@@ -155,7 +155,7 @@ def test_progress_is_made_of_what_the_server_tells() -> None:
     actor = {"score": 300.0, "score_greedy": 310.0, "waiting_share": 0.2, "policy_version": 4.0}
     learner = {"gradient_steps": 10.0, "gradient_steps_total": 20.0, "gradient_steps_per_s": 2.0}
     now.now += 7
-    tracker.take(info(actor, learner | {"policy_version": 6.0}))
+    tracker.take(info(actor, learner | {"policy_lag": 2.0}))
     states = [
         ProcessState("replay", 5, "runs", 0),
         ProcessState("actor-0", 6, "runs", 0),
