@@ -119,9 +119,9 @@ class ReplayConfig(Section):
     """Steps that a table remembers before it overwrites the oldest."""
     min_size: int = Field(2_000, ge=1)
     """Agent steps that must have been written before the first sample is drawn."""
-    samples_per_insert: float = Field(6.0, gt=0)
+    samples_per_insert: float = Field(6.0, ge=1e-6, le=1e9)
     """How often each agent step is drawn on average; the limiter holds back whoever runs ahead."""
-    error_buffer_inserts: float = Field(2_000, gt=0)
+    error_buffer_inserts: float = Field(2_000, ge=1e-3, le=1e9)
     """How far either side may run ahead of that ratio, in agent steps."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ drawn, the minimum size M, the ratio ρ and the buffer E (in inserts), the table
 A sample may go ahead while I >= M and d > -ρ·E; an insert may go ahead while I < M or d < ρ·E. Either
 side looks at the state before its own request, so a request may overshoot by its own size, and in
 every state at least one side is open: the two can never wait for each other. (A sample may also wait
-for a start, with the limiter open; then `Table.may_insert` lets inserts go ahead.)
+for a start, with the limiter open; then the service lets inserts go ahead.)
 """
 
 import math

@@ -121,7 +121,7 @@ class ReplayService:
             yield ticket, reply
         if isinstance(request, OpenWriter | Observe | Sample) and request.table in self._places:
             place = self._places[request.table]
-            if isinstance(request, OpenWriter):
+            if isinstance(request, OpenWriter) and isinstance(reply, WriterOpened):
                 yield from self._refuse_fenced(place, request)
             yield from self._release(place)
 

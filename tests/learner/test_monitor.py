@@ -119,6 +119,7 @@ def test_an_empty_server_has_nothing_to_tell_but_numbers(client):
         "agent_steps_per_s": 0,
         "samples_per_s": 0,
         "samples_per_insert": 0,
+        "policy_lag": 0,
     }
 
 

@@ -257,6 +257,15 @@ def test_a_new_incarnation_has_the_old_ones_parked_write_refused():
     assert desk.answers[parked].code == FencedError.code
 
 
+def test_an_opening_that_is_refused_leaves_the_parked_write_alone():
+    desk = a_desk(RATIO)
+    for sequence, kind in enumerate([F, M, M, M, M], 1):
+        write(desk, sequence, (0, kind, sequence))
+    parked = write(desk, 6, (0, M, 6), timeout_s=1000.0)
+    desk.ask(OpenWriter(table="t", writer="w", incarnation=9, lanes=60_000))
+    assert parked not in desk.answers
+
+
 def test_an_end_that_a_new_incarnation_brings_wakes_who_waits_for_a_start():
     desk = a_desk()
     write(desk, 1, (0, F, 0))
