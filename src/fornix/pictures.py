@@ -67,7 +67,7 @@ def draw_curve(
         _draw_references(axes, references, names=axes is right)
         _tidy(axes, label)
     left.set_ylabel("score per episode, all agents", color=_INK)
-    left.legend(loc="lower right", bbox_to_anchor=(1, 0.12), frameon=False, labelcolor=_INK, fontsize=9)
+    left.legend(loc="lower right", bbox_to_anchor=(1, 0.2), frameon=False, labelcolor=_INK, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=13, fontweight="bold")
     figure.savefig(path)
 
