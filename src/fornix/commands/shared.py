@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from fornix.common.errors import ConfigurationError
@@ -81,9 +81,10 @@ class StopSignals:
     Args:
         grace_s: from the first signal until the process is ended hard; None for as long as it takes.
 
-    A handler runs between any two bytecodes of the main thread, perhaps inside `Event.wait` with the
-    event's lock held, where `Event.set` would wait for itself for ever. So the handler only writes to a
-    pipe, and a thread at its other end sets the event.
+    Python runs its handlers in the main thread, and only between two bytecodes: one that waits in a
+    library's C code, for messages say, may never get there. So the interpreter is asked to write the
+    number of each signal to a pipe as it comes (`signal.set_wakeup_fd`), and a thread at its other end
+    does the rest.
     """
 
     def __init__(self, grace_s: float | None = None) -> None:
@@ -91,6 +92,8 @@ class StopSignals:
         self.event = threading.Event()
         self.number = 0
         self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)  # as set_wakeup_fd wants it
+        self._wakeup_before = -1
         self._thread = threading.Thread(target=self._serve, name="stop-signals", daemon=True)
         self._before: dict[int, Any] = {}
 
@@ -104,7 +107,10 @@ class StopSignals:
         caught = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wants it
             caught.append(signal.SIGHUP)
-        self._before = {number: signal.signal(number, self._handle) for number in caught}
+        self._wakeup_before = signal.set_wakeup_fd(self._writer)
+        self._before = {number: signal.getsignal(number) for number in caught}
+        for number in caught:
+            signal.signal(number, lambda *_: None)
         return self
 
     def __exit__(
@@ -115,22 +121,27 @@ class StopSignals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
         os.write(self._writer, b"\0")
         self._thread.join()
         os.close(self._reader)
         os.close(self._writer)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number:
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a live screen hides the cursor
-            os._exit(128 + number)
-        self.number = number
-        os.write(self._writer, b"s")
-
     def _serve(self) -> None:
-        if os.read(self._reader, 1) == b"\0":
-            return
+        while (number := os.read(self._reader, 1)[0]) != 0:
+            if number in self._before:
+                self._take(number)
+            if self.number and not select.select([self._reader], [], [], self._grace_s)[0]:
+                _end_hard(self.exit_code)
+
+    def _take(self, number: int) -> None:
+        if self.number:
+            _end_hard(128 + number)
+        self.number = number
         self.event.set()
-        if not select.select([self._reader], [], [], self._grace_s)[0]:
-            os._exit(self.exit_code)
+
+
+def _end_hard(code: int) -> None:
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[?25h")  # a live screen hides the cursor
+    os._exit(code)
