@@ -9,7 +9,6 @@ so that scoring disturbs nothing.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from observed_run import ObservedRun, observe_run
 
+from fornix.commands.shared import write_json
 from fornix.scores import greedy_score
 
 EPISODES = 100
@@ -90,8 +90,7 @@ def main() -> None:
         runs.append(measure(given.config, seed, given.goal, given.flags))
         print(describe(runs[-1], given.goal), file=out, flush=True)
     if given.json:
-        text = json.dumps({"goal": given.goal, "runs": runs}, indent=2) + "\n"
-        sys.stdout.write(text) if given.json == "-" else Path(given.json).write_text(text)
+        write_json(given.json, {"goal": given.goal, "runs": runs})
 
 
 if __name__ == "__main__":

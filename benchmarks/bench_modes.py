@@ -10,7 +10,6 @@ sequential learner, which goes first, would be ahead of the actors, and a distri
 
 import argparse
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from observed_run import ObservedRun, read_run
 
+from fornix.commands.shared import write_json
 from fornix.learner.checkpoints import list_checkpoints, load
 from fornix.scores import greedy_score
 
@@ -180,8 +180,7 @@ def main() -> None:
         draw(curves, grid, given.picture)
     print(describe(figures), file=sys.stderr if given.json == "-" else sys.stdout)
     if given.json:
-        text = json.dumps(figures, indent=2) + "\n"
-        sys.stdout.write(text) if given.json == "-" else Path(given.json).write_text(text)
+        write_json(given.json, figures)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ bytes, and an `np.take` of the same frames in one process. On a noisy machine on
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import os
 import statistics
@@ -16,13 +15,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from fornix.commands.shared import write_json
 from fornix.common.messages import Observe, TableSpec
 from fornix.common.signature import ArraySpec, Signature
 from fornix.common.wire import encode
@@ -271,13 +270,9 @@ def describe(figures: dict[str, Any]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     figures = measure(options)
-    document = json.dumps(figures, indent=2)
-    if options.json == "-":
-        print(document)
-        return 0
+    print(describe(figures), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json:
-        Path(options.json).write_text(document + "\n", encoding="utf-8")
-    print(describe(figures))
+        write_json(options.json, figures)
     return 0
 
 

@@ -12,7 +12,6 @@ once a second, so up to a second of it is the report's.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -28,6 +27,7 @@ from typing import Any
 
 from fornix.actor.environments import make_environment
 from fornix.actor.process import make_network
+from fornix.commands.shared import write_json
 from fornix.common.config import RunConfig
 from fornix.common.errors import UnreachableError
 from fornix.common.settings import dump_run_config, resolve
@@ -188,8 +188,7 @@ def main() -> None:
     }
     print(describe(figures), file=sys.stderr if given.json == "-" else sys.stdout)
     if given.json:
-        text = json.dumps(figures, indent=2) + "\n"
-        sys.stdout.write(text) if given.json == "-" else Path(given.json).write_text(text)
+        write_json(given.json, figures)
 
 
 def describe(figures: dict[str, Any]) -> str:

@@ -6,17 +6,16 @@ spread, so the median is printed beside the slowest and the fastest.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fornix.actor.policies_scripted import greedy_policy, play_episodes, random_policy
 from fornix.actor.treasurehunt import TreasureHunt
+from fornix.commands.shared import write_json
 from fornix.common.config import TreasureHuntConfig
 
 
@@ -107,13 +106,9 @@ def main(arguments: list[str] | None = None) -> int:
     figures = measure_rate(options)
     if options.scores:
         figures["scores"] = measure_scores(options)
-    document = json.dumps(figures, indent=2)
-    if options.json == "-":
-        print(document)
-        return 0
+    print(describe(figures), file=sys.stderr if options.json == "-" else sys.stdout)
     if options.json:
-        Path(options.json).write_text(document + "\n", encoding="utf-8")
-    print(describe(figures))
+        write_json(options.json, figures)
     return 0
 
 

@@ -9,7 +9,6 @@ small, so that it wraps many times meanwhile.
 """
 
 import argparse
-import json
 import multiprocessing
 import multiprocessing.synchronize
 import signal
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from fornix.commands.shared import write_json
 from fornix.common.config import RunConfig
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -164,8 +164,7 @@ def main() -> None:
         file=sys.stderr if given.json == "-" else sys.stdout,
     )
     if given.json:
-        text = json.dumps(counts, indent=2) + "\n"
-        sys.stdout.write(text) if given.json == "-" else Path(given.json).write_text(text)
+        write_json(given.json, counts)
     if counts["different"] or counts["never_acted_on"] or counts["compared"] < given.stacks:
         raise SystemExit(1)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from fornix.common.config import RunConfig
-from fornix.common.policies import policy_groups
-from fornix.learner.checkpoints import load_newest
+from fornix.scores import newest
 
 
 def load_policies(config: RunConfig, run_dir: Path) -> dict[str, Mapping[str, Tensor]]:
@@ -16,6 +15,4 @@ def load_policies(config: RunConfig, run_dir: Path) -> dict[str, Mapping[str, Te
     Raises:
         CheckpointError: if a policy has no checkpoint, or its newest is damaged.
     """
-    return {
-        group.policy: load_newest(run_dir, group.policy).acting_weights for group in policy_groups(config)
-    }
+    return {policy: one.acting_weights for policy, one in newest(config, run_dir).items()}

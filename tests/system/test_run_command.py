@@ -43,8 +43,7 @@ def test_ctrl_c_saves_and_resume_goes_on_to_the_end(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(SMALL)
     with fornix(file, "--runs", tmp_path) as first:
-        wait_for(first, "learner-0 trains")
-        time.sleep(1)
+        wait_for(first, r"\| [1-9][\d,]*/1,000,000 gradient steps")
         family = psutil.Process(first.pid).children(recursive=True)
         assert len(family) == 3
         began = time.monotonic()
