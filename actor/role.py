@@ -43,7 +43,10 @@ def act(
     """
     torch.set_num_threads(1)
     with Client.connect(
-        config.replay.address, name=f"actor-{index}", give_up_after_s=_GIVE_UP_AFTER_S
+        config.replay.address,
+        name=f"actor-{index}",
+        memory=config.replay.memory,
+        give_up_after_s=_GIVE_UP_AFTER_S,
     ) as client:
         actor = Actor(
             config,

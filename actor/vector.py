@@ -12,8 +12,9 @@ from fornix.actor.environments import VectorEnvironment, VectorStep
 from fornix.common.errors import InvalidRequestError, UnreachableError, WaitTimeoutError
 from fornix.common.messages import Stacks
 from fornix.common.policies import PolicyGroup
-from fornix.replay.client import Pending, Writer
+from fornix.replay.pending import Pending
 from fornix.replay.steps import Steps
+from fornix.replay.writer import Writer
 
 #: Copies whose ε is below this count as greedy in scores.
 GREEDY_BELOW = 0.01

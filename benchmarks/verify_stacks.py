@@ -64,7 +64,7 @@ def actor(config: RunConfig, index: int, folder: Path) -> None:
 
 def learner(config: RunConfig, folder: Path, wanted: int, enough: Any) -> None:
     from fornix.learner.role import learn
-    from fornix.replay.client import Transitions
+    from fornix.replay.batches import Transitions
 
     recorder = Recorder(folder / "sampled")
     followed = Recorder(folder / "followed")

@@ -123,6 +123,11 @@ class ReplayConfig(Section):
     """How often each agent step is drawn on average; the limiter holds back whoever runs ahead."""
     error_buffer_inserts: float = Field(2_000, ge=1e-3, le=1e9)
     """How far either side may run ahead of that ratio, in agent steps."""
+    memory: Literal["auto", "mapped", "socket"] = "auto"
+    """How frames reach actors and learners: `mapped`, from the server's memory on the same host; `socket`,
+    as copies; `auto`, mapped where that is possible."""
+    lease_s: float = Field(30.0, gt=0, le=86_400)
+    """How long a learner may be silent before the batches that it fetched and didn't use are given back."""
 
     @model_validator(mode="after")
     def _can_open(self) -> "ReplayConfig":

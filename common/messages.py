@@ -4,14 +4,14 @@ The wire form of these is in `fornix.common.wire`; `docs/protocol.md` is the pag
 a client in another language. A change here that an older peer can't read raises PROTOCOL_VERSION.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fornix.common.signature import Signature, TableName
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 #: A step's type, as dm_env names them.
 FIRST, MID, LAST = 0, 1, 2
@@ -20,8 +20,13 @@ MAX_BATCH = 65_536
 MAX_LANES = 65_536
 MAX_WAIT_S = 3600.0
 MAX_METRICS = 32
+MAX_N_STEP = 64
+MAX_SEQUENCE = 4096
+MAX_EPISODE = 65_536
 
 Array = NDArray[Any]
+#: The array of a frame; or, where a frame is a dict or tuple of arrays, those arrays by path.
+Frames = Array | dict[str, Array]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
 WriterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:-]{1,128}$")]
 Wait = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
@@ -60,16 +65,129 @@ class LimiterSpec(Message):
     samples_per_insert: float | None = Field(None, ge=1e-6, le=1e9, allow_inf_nan=False)
     """Transitions drawn for each insert, on average; None leaves both sides free."""
     error_buffer_inserts: float | None = Field(None, ge=1e-3, le=1e9, allow_inf_nan=False)
-    """How far either side may run ahead, in inserts; None with a free limiter."""
+    """How far either side may run ahead, in inserts; None with a free limiter, or one with bounds."""
+    min_surplus: float | None = Field(None, gt=-1e15, lt=1e15, allow_inf_nan=False)
+    """Instead of the buffer: a sample goes ahead while the surplus is above this many transitions."""
+    max_surplus: float | None = Field(None, gt=-1e15, lt=1e15, allow_inf_nan=False)
+    """Instead of the buffer: an insert goes ahead while the surplus is below this many transitions."""
+
+    @classmethod
+    def at_least(cls, min_size: int) -> "LimiterSpec":
+        """Samples wait for a minimum size alone."""
+        return cls(min_size=min_size)
+
+    @classmethod
+    def ratio(
+        cls, samples_per_insert: float, error_buffer_inserts: float, min_size: int = 1
+    ) -> "LimiterSpec":
+        """Either side waits where it runs ahead of a ratio by more than a buffer."""
+        return cls(
+            min_size=min_size,
+            samples_per_insert=samples_per_insert,
+            error_buffer_inserts=error_buffer_inserts,
+        )
+
+    @classmethod
+    def queue(cls, size: int) -> "LimiterSpec":
+        """At most `size` inserts that are not drawn yet; for a `fifo` sampler that draws each once."""
+        return cls(min_size=1, samples_per_insert=1.0, min_surplus=-1.0, max_surplus=size - 1.0)
+
+    @classmethod
+    def stack(cls, size: int) -> "LimiterSpec":
+        """At most `size` inserts that are not drawn yet; for a `lifo` sampler that draws each once."""
+        return cls.queue(size)
+
+
+SamplerKind = Literal["uniform", "prioritized", "fifo", "lifo", "epoch"]
+
+
+class SamplerSpec(Message):
+    """How starts are chosen; `replay.samplers` has them, and docs/replay.md defines them."""
+
+    kind: SamplerKind = "uniform"
+    """`uniform`, `prioritized`: with replacement; `fifo`, `lifo`: in order; `epoch`: without replacement."""
+    max_times_sampled: int | None = Field(None, ge=1, le=65_535)
+    """How often a step may be drawn as a start; None for any number, and for `fifo` once."""
+    priority_exponent: float = Field(0.6, ge=0, le=8, allow_inf_nan=False)
+    """α of `prioritized`: a start is drawn in proportion to its priority to this power."""
+
+    @property
+    def uses(self) -> int | None:
+        """How often a step may be drawn; None for any number."""
+        return 1 if self.kind == "fifo" and self.max_times_sampled is None else self.max_times_sampled
 
 
 class TableSpec(Message):
     """Everything that a table is created with."""
 
     signature: Signature
-    capacity_steps: int = Field(ge=2, lt=2**31)
-    """Steps in the ring."""
+    capacity_steps: int | None = Field(None, ge=2, lt=2**31)
+    """Steps in the ring; or give capacity_bytes."""
+    capacity_bytes: int | None = Field(None, ge=1, lt=2**63)
+    """Bytes of the ring, of which as many steps are made as fit."""
     limiter: LimiterSpec = LimiterSpec()
+    sampler: SamplerSpec = SamplerSpec()
+    rows_of: TableName | None = None
+    """The table whose rows this one draws from, by a sampler and limiter of its own; None for rows of
+    its own. Steps are written to that table."""
+
+    @model_validator(mode="after")
+    def _one_capacity(self) -> "TableSpec":
+        if (self.capacity_steps is None) == (self.capacity_bytes is None):
+            raise ValueError("give either capacity_steps or capacity_bytes")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Capacity in steps, of a spec that the server has resolved."""
+        if self.capacity_steps is None:
+            raise ValueError("capacity_bytes is not resolved to steps yet")
+        return self.capacity_steps
+
+
+class Transition(Message):
+    """Draw single transitions of `n_step` steps, or fewer at an episode's end."""
+
+    kind: Literal["transition"] = "transition"
+    n_step: int = Field(1, ge=1, le=MAX_N_STEP)
+
+
+class Sequence(Message):
+    """Draw sequences of `length` steps of one episode, each beginning length - overlap after the last.
+
+    The last of an episode may be shorter (Kapturowski et al. 2019).
+    """
+
+    kind: Literal["sequence"] = "sequence"
+    length: int = Field(ge=1, le=MAX_SEQUENCE)
+    overlap: int = Field(0, ge=0, lt=MAX_SEQUENCE)
+    burn_in: int = Field(0, ge=0, lt=MAX_SEQUENCE)
+    """Steps at the beginning that only warm up a recurrent state."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Sequence":
+        for name in ("overlap", "burn_in"):
+            if getattr(self, name) >= self.length:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is not below length {self.length}; lower it"
+                )
+        return self
+
+    @property
+    def period(self) -> int:
+        """Steps from the beginning of one sequence to the next."""
+        return self.length - self.overlap
+
+
+class Episode(Message):
+    """Draw whole episodes; those of more than `max_steps` steps are never drawn."""
+
+    kind: Literal["episode"] = "episode"
+    max_steps: int = Field(1000, ge=1, le=MAX_EPISODE)
+
+
+#: What is drawn.
+Unit = Annotated[Transition | Sequence | Episode, Field(discriminator="kind")]
 
 
 class Hello(Request):
@@ -103,6 +221,41 @@ class TableCreated(Reply):
     created: bool
 
 
+class ListTables(Request):
+    """Ask for all tables."""
+
+    type = "list_tables"
+
+
+class Tables(Reply):
+    """All tables, and what each was created with; capacity_steps is what became of capacity_bytes."""
+
+    type = "tables"
+    tables: dict[TableName, TableSpec]
+
+
+class ResetTable(Request):
+    """Forget all steps of a table, and its writers. Its keys go on counting: none is used twice."""
+
+    type = "reset_table"
+    table: TableName
+
+
+class DropTable(Request):
+    """Remove a table. Refused while another draws from its rows."""
+
+    type = "drop_table"
+    table: TableName
+
+
+class SetLimiter(Request):
+    """Change a table's limits while it runs."""
+
+    type = "set_limiter"
+    table: TableName
+    limiter: LimiterSpec
+
+
 class OpenWriter(Request):
     """Take a writer's place in a table. Older incarnations are fenced, their episodes closed."""
 
@@ -124,7 +277,7 @@ class Observe(Request):
     """Append the new steps of many lanes, and ask for each lane's stack.
 
     K rows, in order; a lane may stand in one or two of them (an episode's last step, then the next
-    one's first).
+    one's first), and in any number of them where no stacks are asked for.
     """
 
     type = "observe"
@@ -142,14 +295,18 @@ class Observe(Request):
     """[K, *action]: the action that led here; ignored on FIRST."""
     reward: Array
     """[K]: the reward that arrived with the frame; ignored on FIRST."""
-    frame: Array
+    frame: Frames
     """[K, *obs]."""
     extras: dict[TableName, Array] = Field(default_factory=dict)
     """[K, *extra] each."""
+    leave: Array | None = None
+    """int32 [J]: lanes whose open episodes end, truncated, at their newest step, before the rows come."""
     policy_version: Count = 0
     """Version of the weights that chose the actions."""
     stacks: bool = True
     """Whether to answer with stacks, or with keys alone."""
+    mapped: bool = False
+    """Whether the client gathers the stacks from the mapped memory itself."""
     timeout_s: Wait = 10.0
     """How long the server may hold the request back."""
 
@@ -161,6 +318,8 @@ class StackQuery(Request):
     table: TableName
     key: Array
     """int64 [K]."""
+    mapped: bool = False
+    """Whether the client gathers the stacks from the mapped memory itself."""
 
 
 class Stacks(Reply):
@@ -169,51 +328,146 @@ class Stacks(Reply):
     type = "stacks"
     key: Array
     """int64 [L]: the step's global sequence number."""
-    stack: Array
-    """[L, n_frames, *obs], oldest first; [0, n_frames, *obs] where only keys were asked for."""
+    stack: Any = None
+    """[L, n_frames, *obs], oldest first; None where only keys were asked for, or the rows for a mapped
+    memory. From a `Client`, a dict or tuple of such where a frame is one."""
+    index: Array | None = None
+    """For a mapped memory: int32 [L, n_frames], the slots of the stacks' rows."""
+    oldest: Array | None = None
+    """For a mapped memory: int64 [L], the oldest row of each stack."""
+    memory: Count = 0
+    """For a mapped memory: its number, as TableMap tells it."""
     held_s: float = 0.0
     """How long the limiter held the request back."""
 
 
 class Sample(Request):
-    """Draw transitions, uniformly with replacement over the sampleable starts."""
+    """Draw from a table, by its sampler."""
 
     type = "sample"
     table: TableName
     batch_size: int = Field(ge=1, le=MAX_BATCH)
-    n_step: int = Field(ge=1, le=64)
-    discount: float = Field(ge=0, le=1, allow_inf_nan=False)
+    unit: Unit = Transition()
+    """What is drawn."""
+    discount: float = Field(0.99, ge=0, le=1, allow_inf_nan=False)
+    """γ."""
+    importance_exponent: float = Field(0.0, ge=0, le=8, allow_inf_nan=False)
+    """β: importance weights are (N · probability)^-β, over the largest of the batch."""
+    mapped: bool = False
+    """Whether the client gathers the frames from the mapped memory itself."""
+    session: str = Field("", max_length=160)
+    """Who samples: a name of the client's, of its own in all the world."""
+    lease: Count = 0
+    """The number of the lease, counted up from 1 by the session: the samples are charged once `consumed`
+    has reached it. 0: they are charged at once."""
+    consumed: Count = 0
+    """All leases of the session up to this number have been consumed."""
+    refill: bool = False
+    """In place of samples whose rows were overwritten before they could be gathered: nothing is charged."""
     timeout_s: Wait = 10.0
     """How long the server may wait for data."""
 
 
 class Batch(Reply):
-    """B transitions. `fornix.replay.client.Transitions` makes stacks of it."""
+    """B transitions, sequences or episodes, of at most T steps each.
+
+    An axis T stands below where they are no transitions. `fornix.replay.Transitions` and `Sequences` make
+    stacks of it.
+    """
 
     type = "batch"
     key: Array
-    """int64 [B]: the step that each transition starts from."""
+    """int64 [B]: the step that each starts from."""
     next_key: Array
-    """int64 [B]: the step that it bootstraps from."""
+    """int64 [B]: the step that it ends with, and bootstraps from."""
     probability: Array
     """float64 [B]: with which each was drawn."""
-    window: Array
-    """[B, n_frames + n_step, *obs]: the stack of `key`, then the frames up to `next_key`; zeros before
-    an episode's first frame and after its last."""
+    weight: Array
+    """float32 [B]: the importance weight, 1 for the largest of the batch."""
+    index: Array
+    """int32 [B, W]: the frames of each window, by their place in `frame`, or in the mapped memory. A window
+    is the stack of `key`, then the frames up to `next_key`. The last place has the frame of zeros, which
+    stands before an episode's first frame and after its last."""
+    frame: Frames | None = None
+    """[U + 1, *obs]: the frames of the batch, each once, then one of zeros; None for a mapped memory."""
+    oldest: Array | None = None
+    """For a mapped memory: int64 [B], the oldest row of each window."""
+    memory: Count = 0
+    """For a mapped memory: its number, as TableMap tells it."""
     steps: Array
-    """int32 [B]: m, the steps between `key` and `next_key`; n_step, or fewer at an episode's end."""
+    """int32 [B]: m, the steps between `key` and `next_key`."""
     action: Array
-    """[B, *action], taken in `key`."""
+    """[B, T, *action], taken in each step."""
     reward: Array
-    """float32 [B]: the m-step return, discounted."""
+    """float32 [B, T]: the discounted m-step return of a transition; else of each step."""
     discount: Array
-    """float32 [B]: γ^m, or 0 where the episode terminated."""
+    """float32 [B, T]: γ^m of a transition, or 0 where the episode terminated; else of each step."""
     policy_version: Array
-    """int64 [B]: version of the weights that chose the action."""
+    """int64 [B, T]: version of the weights that chose the action."""
     extras: dict[TableName, Array]
-    """[B, *extra] of the steps `key`."""
+    """[B, T, *extra] of the steps that actions were taken in."""
+    mask: Array | None = None
+    """bool [B, T]: which steps there are; None for transitions."""
     held_s: float = 0.0
     """How long the request waited for data."""
+
+
+class Consume(Request):
+    """Acknowledge all leases of a session up to a number; `release` gives back those beyond it."""
+
+    type = "consume"
+    table: TableName
+    session: str = Field(min_length=1, max_length=160)
+    consumed: Count
+    release: bool = False
+
+
+class UpdatePriorities(Request):
+    """Set the priorities of steps. Keys of steps that are gone are ignored, and counted."""
+
+    type = "update_priorities"
+    table: TableName
+    key: Array
+    """int64 [K]; where a key stands twice, the last counts."""
+    priority: Array
+    """float64 or float32 [K], finite and >= 0; a start of priority 0 is not drawn."""
+
+
+class PrioritiesUpdated(Reply):
+    """How many of the keys were there, and how many were not."""
+
+    type = "priorities_updated"
+    applied: Count
+    ignored: Count
+
+
+class MapTable(Request):
+    """Ask where a table's rows can be mapped into a process on the same host."""
+
+    type = "map_table"
+    table: TableName
+
+
+class Column(Message):
+    """Where an array lies in a mapped file."""
+
+    offset: int = Field(ge=0, lt=2**48)
+    shape: tuple[int, ...] = Field(min_length=1, max_length=8)
+    dtype: str = Field(max_length=3)
+
+
+class TableMap(Reply):
+    """The file that holds a table's rows. `fornix.replay.mapped` opens it."""
+
+    type = "table_map"
+    path: str = Field(min_length=1, max_length=4096)
+    nbytes: int = Field(ge=1, lt=2**48)
+    token: Array
+    """uint8 [16], which stands in the file too: so that no other file is taken for it."""
+    memory: Count = 0
+    """The memory's number, drawn at random; whatever refers to places in it tells it too."""
+    frame: dict[str, Column]
+    """[capacity_steps + 1, *obs] of every array of a frame, by path; the last is zero."""
 
 
 class InfoQuery(Request):

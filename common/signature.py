@@ -1,12 +1,15 @@
 """What the arrays of a table look like; stated by both sides before any data flows."""
 
+import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from fornix.common import trees
 from fornix.common.errors import InvalidRequestError, SignatureError
 
 #: The dtypes that travel and are stored, in numpy's own spelling; all little-endian or one byte.
@@ -15,6 +18,10 @@ MAX_DIMENSIONS = 8
 MAX_STEP_DIMENSIONS = MAX_DIMENSIONS - 2  # a batch of stacks has two more
 MAX_ITEMS = 2**31
 MAX_EXTRAS = 32
+MAX_LEAVES = 16
+MAX_DEPTH = 4
+
+_LEAF_NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
@@ -82,7 +89,38 @@ class ArraySpec(BaseModel):
         return f"{self.shape} {self.dtype}{values}"
 
 
+def _frame(value: Any, depth: int = 0) -> Any:
+    """Return what a client says of a frame as a spec, or as a dict or tuple of such."""
+    if isinstance(value, ArraySpec):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("dtype"), str):
+        shape = value.get("shape", ())
+        # JSON has lists alone
+        return ArraySpec.model_validate(
+            {**value, "shape": tuple(shape) if isinstance(shape, list) else shape}
+        )
+    if not isinstance(value, Mapping | tuple | list) or not value or depth == MAX_DEPTH:
+        raise ValueError(
+            f"a frame is an array's shape and dtype, or a dict or tuple of such, at most {MAX_DEPTH} deep "
+            f"and not empty"
+        )
+    if not isinstance(value, Mapping):
+        return tuple(_frame(inner, depth + 1) for inner in value)
+    for name in value:
+        if not isinstance(name, str) or not _LEAF_NAME.fullmatch(name):
+            raise ValueError(f"a part of a frame is named {name!r:.80}; use letters, digits, _ and -")
+    return {name: _frame(inner, depth + 1) for name, inner in value.items()}
+
+
+#: One array, or a dict or tuple of such.
+FrameSpec = Annotated[Any, BeforeValidator(_frame)]
+
 REWARD = ArraySpec(shape=(), dtype="<f4")
+
+
+def frame_name(path: str) -> str:
+    """Return what an array of a frame is called where it stands beside other arrays."""
+    return f"frame.{path}" if path else "frame"
 
 
 class Signature(BaseModel):
@@ -90,8 +128,8 @@ class Signature(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
-    frame: ArraySpec
-    """One observation, of shape `obs`."""
+    frame: FrameSpec
+    """One observation, of shape `obs`; or a dict or tuple of such, which may be nested."""
     action: ArraySpec
     """The action that led to a frame."""
     reward: ArraySpec = REWARD
@@ -107,15 +145,41 @@ class Signature(BaseModel):
             raise ValueError(f"reward is {self.reward}; it must be a scalar <f4 or <f8")
         return self
 
-    @property
+    @model_validator(mode="after")
+    def _frame_is_bounded(self) -> "Signature":
+        if len(self.frames) > MAX_LEAVES:
+            raise ValueError(f"a frame of {len(self.frames)} arrays is refused; the limit is {MAX_LEAVES}")
+        return self
+
+    @cached_property
+    def frames(self) -> dict[str, ArraySpec]:
+        """The arrays that a frame consists of, by path; the path of a single one is empty."""
+        return trees.leaves(self.frame)
+
+    @cached_property
+    def frame_nbytes(self) -> int:
+        """Bytes of one frame."""
+        return sum(spec.nbytes for spec in self.frames.values())
+
+    @cached_property
     def step_nbytes(self) -> int:
         """Bytes of one step's payload: frame, action, reward and extras."""
-        specs = (self.frame, self.action, self.reward, *self.extras.values())
-        return sum(spec.nbytes for spec in specs)
+        specs = (self.action, self.reward, *self.extras.values())
+        return self.frame_nbytes + sum(spec.nbytes for spec in specs)
+
+    def check_frame(self, frames: Mapping[str, NDArray[Any]], rows: int) -> None:
+        """Raise InvalidRequestError unless `frames` are all arrays of `rows` frames, by path."""
+        if frames.keys() != self.frames.keys():
+            raise InvalidRequestError(
+                f"a frame has the arrays {sorted(frames)}; the table takes {sorted(self.frames)}"
+            )
+        for path, spec in self.frames.items():
+            spec.check(frame_name(path), frames[path], rows)
 
     def lines(self) -> Mapping[str, str]:
         """Return every part of the signature as text, by its name."""
-        parts = {"frame": self.frame, "action": self.action, "reward": self.reward}
+        parts = {frame_name(path): spec for path, spec in self.frames.items()}
+        parts |= {"action": self.action, "reward": self.reward}
         parts |= {f"extras.{name}": spec for name, spec in sorted(self.extras.items())}
         return {name: str(spec) for name, spec in parts.items()} | {"n_frames": str(self.n_frames)}
 

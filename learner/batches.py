@@ -9,30 +9,25 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from fornix.common.config import LearnerConfig
 from fornix.common.errors import FornixError, UnknownTableError, UnreachableError, WaitTimeoutError
+from fornix.common.messages import Transition
 from fornix.common.signature import Signature
+from fornix.learner.transfer import Transfer
 from fornix.learner.update import Batch
-from fornix.replay.client import Client, Pending, Transitions
+from fornix.replay.batches import Transitions
+from fornix.replay.client import Client
+from fornix.replay.gather import Allocate
+from fornix.replay.prefetch import Prefetch
 
 _LOG = logging.getLogger(__name__)
 _IN_FLIGHT = 2
+_READY = 2
 _GIVE_UP_AFTER_S = 2.0  # then the learner says so, and asks again
 _SAY_PERIOD_S = 5.0
-
-
-def to_batch(transitions: Transitions) -> Batch:
-    """Return transitions as tensors; stacks that are views stay views."""
-    batch = transitions.batch
-    return Batch(
-        stack=torch.from_numpy(transitions.stack),
-        action=torch.from_numpy(batch.action).long(),
-        reward=torch.from_numpy(batch.reward),
-        discount=torch.from_numpy(batch.discount),
-        next_stack=torch.from_numpy(transitions.next_stack),
-    )
 
 
 class BatchSource(Protocol):
@@ -50,37 +45,39 @@ class BatchSource(Protocol):
 
 
 class LocalBatches:
-    """Asks for one batch at a time, without a thread; for one process."""
+    """Asks for one batch at a time, without a thread; for one process.
+
+    A batch stays as it is until the next one is got.
+    """
 
     def __init__(self, client: Client, table: str, config: LearnerConfig) -> None:
-        self._client = client
-        self._request = _Request(client, table, config)
-        self._pending: Pending[Transitions] | None = None
+        self._batches = _batches(client, table, config, in_flight=1, leased=False)
+        self._transfer = Transfer("cpu")
         self.doing = ""
 
     def get(self, timeout_s: float) -> Batch | None:
         """Return the next batch if the memory can give one now, whatever the time-out."""
-        if self._pending is None:
-            self._pending = self._request.send()
-        if not self._pending.done():
-            return None
-        transitions = self._pending.result()
-        self._pending = None
-        return to_batch(transitions)
+        return self._transfer(next(self._batches)) if self._batches.ready() else None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Let go of the request in flight."""
+        self._batches.close()
 
 
 class PrefetchedBatches:
     """Keeps two requests in flight and two batches ready, from a thread with a socket of its own.
+
+    A batch stays as it is until the next one is got; then its memory is used again. There are four such
+    pieces of memory: for the batch that is trained on, the two that are ready, and one that is being
+    filled.
 
     Args:
         address: of the replay server.
         table: to draw from.
         signature: of the table; one that is created anew must have it too.
         config: of the learner.
-        seen: called with each batch before it is trained on.
+        seen: called with each batch before it is trained on, which it must not keep.
+        device: that the batches are for.
     """
 
     def __init__(
@@ -90,13 +87,16 @@ class PrefetchedBatches:
         signature: Signature,
         config: LearnerConfig,
         seen: Callable[[Transitions], None] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._address = address
         self._seen = seen
         self._asked = (table, config)
         self._expects = {table: signature}
+        self._transfer = Transfer(device)
         self._said, self._said_waiting = -math.inf, False
-        self._ready: queue.Queue[Batch | Exception] = queue.Queue(_IN_FLIGHT)
+        self._ready: queue.Queue[Batch | Exception] = queue.Queue(_READY)
+        self._fetched = self._got = 0
         self._stop = threading.Event()
         self.doing = ""
         self._thread = threading.Thread(target=self._serve, name=f"prefetch-{table}", daemon=True)
@@ -115,6 +115,7 @@ class PrefetchedBatches:
             return None
         if isinstance(batch, Exception):
             raise batch
+        self._got += 1
         return batch
 
     def stop(self) -> None:
@@ -122,40 +123,47 @@ class PrefetchedBatches:
         self._stop.set()
 
     def close(self) -> None:
-        """End the thread, within a few seconds."""
+        """End the thread, within a few seconds; batches that were not got are given back."""
         self.stop()
         self._thread.join()
 
     def _serve(self) -> None:
         try:
             with Client.connect(self._address, name="learner", give_up_after_s=_GIVE_UP_AFTER_S) as client:
-                self._prefetch(client, _Request(client, *self._asked))
+                # of those handed out: one that the trainer has, all that are ready, and the newest
+                batches = _batches(
+                    client,
+                    *self._asked,
+                    in_flight=_IN_FLIGHT,
+                    keep=_READY + 2,
+                    allocate=self._transfer.allocate,
+                )
+                try:
+                    self._prefetch(client, batches)
+                finally:
+                    batches.close(unused=self._fetched - self._got)
         except Exception as error:  # or the learner would wait for ever, and not know why
             self._put(error)
 
-    def _prefetch(self, client: Client, request: "_Request") -> None:
-        flying = [request.send() for _ in range(_IN_FLIGHT)]
+    def _prefetch(self, client: Client, batches: Prefetch[Transitions]) -> None:
         lost = False  # the table, which may be another one when it is there again
         while not self._stop.is_set():
-            pending = flying.pop(0)
             try:
                 if lost:
                     client.hello(self._expects)
                     lost = False
-                transitions = pending.result()
+                transitions = next(batches)
             except (WaitTimeoutError, UnknownTableError, UnreachableError) as error:
                 lost = lost or not isinstance(error, WaitTimeoutError)
                 self._wait(error)
                 if isinstance(error, UnknownTableError):
                     self._stop.wait(0.2)
-                pending.send_again()
-                flying.append(pending)
             else:
+                self._fetched += 1
                 self._go_on()
-                flying.append(request.send())
                 if self._seen is not None:
                     self._seen(transitions)
-                self._put(to_batch(transitions))
+                self._put(self._transfer(transitions))
 
     def _wait(self, error: FornixError) -> None:
         """Say what it waits for; in the log too, but not often."""
@@ -177,19 +185,25 @@ class PrefetchedBatches:
                 return
 
 
-class _Request:
-    """The request for a batch that a learner's configuration asks for."""
-
-    def __init__(self, client: Client, table: str, config: LearnerConfig) -> None:
-        self._client = client
-        self._table = table
-        self._config = config
-
-    def send(self) -> Pending[Transitions]:
-        return self._client.sample(
-            self._table,
-            self._config.batch_size,
-            n_step=self._config.n_step,
-            discount=self._config.discount,
-            timeout_s=0.5,
-        )
+def _batches(
+    client: Client,
+    table: str,
+    config: LearnerConfig,
+    *,
+    in_flight: int,
+    keep: int = 1,
+    leased: bool = True,
+    allocate: Allocate = np.empty,
+) -> Prefetch[Transitions]:
+    """Return the batches that a learner's configuration asks for."""
+    return client.batches(
+        table,
+        config.batch_size,
+        Transition(n_step=config.n_step),
+        discount=config.discount,
+        timeout_s=0.5,
+        in_flight=in_flight,
+        keep=keep,
+        leased=leased,
+        allocate=allocate,
+    )

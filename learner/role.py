@@ -17,7 +17,8 @@ from fornix.common.weights import WeightsPublisher
 from fornix.learner.batches import PrefetchedBatches
 from fornix.learner.monitor import Monitor
 from fornix.learner.trainer import PolicyTrainer, check_run_dir, save_all
-from fornix.replay.client import Client, Transitions
+from fornix.replay.batches import Transitions
+from fornix.replay.client import Client
 
 _LOG = logging.getLogger(__name__)
 _LOOK_PERIOD_S = 0.1

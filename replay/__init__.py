@@ -4,10 +4,25 @@ All that an agent of one's own needs is here, and none of it needs torch.
 """
 
 from fornix.common.errors import FornixError
-from fornix.common.messages import FIRST, LAST, MID, LimiterSpec, Stacks, TableSpec
+from fornix.common.messages import (
+    FIRST,
+    LAST,
+    MID,
+    Episode,
+    LimiterSpec,
+    SamplerSpec,
+    Sequence,
+    Stacks,
+    TableSpec,
+    Transition,
+)
 from fornix.common.signature import ArraySpec, Signature
-from fornix.replay.client import Client, Pending, Transitions, Writer
+from fornix.replay.batches import Sequences, Transitions
+from fornix.replay.client import Client
+from fornix.replay.pending import Pending
+from fornix.replay.prefetch import Prefetch
 from fornix.replay.steps import Steps
+from fornix.replay.writer import Writer
 
 __all__ = [
     "FIRST",
@@ -15,13 +30,19 @@ __all__ = [
     "MID",
     "ArraySpec",
     "Client",
+    "Episode",
     "FornixError",
     "LimiterSpec",
     "Pending",
+    "Prefetch",
+    "SamplerSpec",
+    "Sequence",
+    "Sequences",
     "Signature",
     "Stacks",
     "Steps",
     "TableSpec",
+    "Transition",
     "Transitions",
     "Writer",
 ]

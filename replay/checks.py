@@ -2,20 +2,34 @@
 
 import numpy as np
 
+from fornix.common import trees
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import LAST, Observe, Sample, TableSpec
+from fornix.common.messages import (
+    LAST,
+    MAX_BATCH,
+    Array,
+    Observe,
+    Sample,
+    Sequence,
+    TableSpec,
+    Transition,
+    Unit,
+    UpdatePriorities,
+)
 from fornix.common.signature import Signature
 from fornix.common.wire import MAX_MESSAGE_BYTES
 from fornix.replay.lanes import Writer
 
 _MAX_REWARD = 1e30  # of which the sum over any n_step is a finite float32
 _KEY_BYTES = 8
-_BATCH_ROW_BYTES = 48  # of a transition's numbers, beside its frames and what a step holds
+_INDEX_BYTES = 4
+_STEP_BYTES = 17  # of a step's numbers in a batch, beside its frame and what it holds
+_UNIT_BYTES = 48  # of the numbers that there are once for each transition, sequence or episode
 
 
-def check_steps(spec: TableSpec, writer: Writer, request: Observe) -> None:
+def check_steps(signature: Signature, capacity: int, writer: Writer, request: Observe) -> None:
     """Raise InvalidRequestError unless every array fits the signature and the writer's lanes."""
-    rows = _check_lanes(spec, writer, request)
+    rows = _check_rows(capacity, writer, request)
     for name, array, dtype in (
         ("step_type", request.step_type, "|u1"),
         ("terminated", request.terminated, "|b1"),
@@ -25,16 +39,39 @@ def check_steps(spec: TableSpec, writer: Writer, request: Observe) -> None:
                 f"{name} has shape {array.shape} and dtype {array.dtype.str}; it must be "
                 f"{(rows,)} and {dtype}, one for each lane"
             )
-    if np.any(request.terminated & (request.step_type != LAST)):
+    if request.terminated.any() and np.any(request.terminated & (request.step_type != LAST)):
         raise InvalidRequestError("terminated is true on a step that is not LAST; send LAST with it")
-    _check_payload(spec.signature, request, rows)
+    _check_payload(signature, request, rows)
     if request.stacks:
-        check_stacks(spec.signature, rows)
+        check_stacks(signature, rows, request.mapped)
 
 
-def check_stacks(signature: Signature, stacks: int) -> None:
+def check_keys(key: Array) -> None:
+    """Raise InvalidRequestError unless these are at most so many keys as one request may name."""
+    if key.ndim != 1 or key.dtype != np.int64:
+        raise InvalidRequestError(
+            f"key has shape {key.shape} and dtype {key.dtype.str}; it must be <i8 [K]"
+        )
+    if len(key) > MAX_BATCH:
+        raise InvalidRequestError(
+            f"{len(key)} keys are named; the limit is {MAX_BATCH}; ask for fewer at once"
+        )
+
+
+def check_priorities(request: UpdatePriorities) -> None:
+    """Raise InvalidRequestError unless there is a float for each key."""
+    check_keys(request.key)
+    priority = request.priority
+    if priority.shape != request.key.shape or priority.dtype.str not in ("<f4", "<f8"):
+        raise InvalidRequestError(
+            f"priority has shape {priority.shape} and dtype {priority.dtype.str}; it must be <f8 or <f4 "
+            f"{request.key.shape}, one for each key"
+        )
+
+
+def check_stacks(signature: Signature, stacks: int, mapped: bool) -> None:
     """Raise InvalidRequestError if so many stacks could not be sent."""
-    one = signature.n_frames * signature.frame.nbytes + _KEY_BYTES
+    one = signature.n_frames * (_INDEX_BYTES if mapped else signature.frame_nbytes) + _KEY_BYTES
     if stacks * one > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
             f"{stacks} stacks take {stacks * one:,} bytes; a message may have "
@@ -44,60 +81,93 @@ def check_stacks(signature: Signature, stacks: int) -> None:
 
 def check_batch(spec: TableSpec, request: Sample) -> None:
     """Raise InvalidRequestError if the batch could not be sent, or could never be drawn."""
-    frames = spec.signature.n_frames + request.n_step
-    if frames > spec.capacity_steps:
+    unit, uses = request.unit, spec.sampler.uses
+    fewest = fewest_steps(unit) + spec.signature.n_frames
+    if fewest > spec.steps:
         raise InvalidRequestError(
-            f"a transition of n_step {request.n_step} needs {frames} steps with its stack, and the table "
-            f"holds {spec.capacity_steps}; lower n_step or raise capacity_steps"
+            f"a {unit.kind} of {fewest_steps(unit)} steps needs {fewest} with its stack, and the table "
+            f"holds {spec.steps}; draw shorter ones or raise capacity_steps"
         )
-    row = _transition_nbytes(spec.signature, request.n_step)
+    if (uses is not None or spec.sampler.kind in ("fifo", "lifo")) and request.batch_size > spec.steps * (
+        uses or 1
+    ):
+        raise InvalidRequestError(
+            f"batch_size {request.batch_size} is more than the {spec.steps} steps of the table allow when "
+            f"each is drawn at most {uses or 1} times; lower batch_size, or raise capacity_steps"
+        )
+    row = _unit_nbytes(spec.signature, unit, request.mapped)
     if request.batch_size * row > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
-            f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes at {frames} "
-            f"frames each; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
+            f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes, {row:,} for each "
+            f"{unit.kind}; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
             f"{MAX_MESSAGE_BYTES // row}"
         )
+    if request.lease and not request.session:
+        raise InvalidRequestError(f"lease {request.lease} has no session; name one, or send lease 0")
+
+
+def fewest_steps(unit: Unit) -> int:
+    """Return how many steps must fit into a table for this unit to be drawn."""
+    return unit.n_step if isinstance(unit, Transition) else 1
 
 
 def check_table(spec: TableSpec) -> None:
     """Raise InvalidRequestError if not even one stack or one transition of the table could be sent."""
-    one = max(_transition_nbytes(spec.signature, 1), spec.signature.n_frames * spec.signature.frame.nbytes)
+    signature = spec.signature
+    one = max(_unit_nbytes(signature, Transition(), False), signature.n_frames * signature.frame_nbytes)
     if one > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
             f"one transition takes {one:,} bytes; a message may have {MAX_MESSAGE_BYTES:,}; lower n_frames "
             f"or the size of a frame"
         )
-    if spec.signature.n_frames + 1 > spec.capacity_steps:
+    if signature.n_frames + 1 > spec.steps:
         raise InvalidRequestError(
-            f"{spec.capacity_steps} steps can't hold a stack of {spec.signature.n_frames} frames and the "
-            f"step after it; raise capacity_steps to {spec.signature.n_frames + 1} or more"
+            f"{spec.steps} steps can't hold a stack of {signature.n_frames} frames and the step after it; "
+            f"raise capacity_steps to {signature.n_frames + 1} or more"
         )
 
 
-def _transition_nbytes(signature: Signature, n_step: int) -> int:
-    frames = signature.n_frames + n_step
-    return (frames - 1) * signature.frame.nbytes + signature.step_nbytes + _BATCH_ROW_BYTES
+def _unit_nbytes(signature: Signature, unit: Unit, mapped: bool) -> int:
+    """Return the bytes that one unit takes in a batch, at most."""
+    if isinstance(unit, Transition):
+        steps, span = 1, unit.n_step
+    else:
+        steps = span = unit.length if isinstance(unit, Sequence) else unit.max_steps
+    frames = (signature.n_frames + span) * (_INDEX_BYTES + (0 if mapped else signature.frame_nbytes))
+    step = signature.step_nbytes - signature.frame_nbytes + _STEP_BYTES
+    return frames + steps * step + _UNIT_BYTES
 
 
-def _check_lanes(spec: TableSpec, writer: Writer, request: Observe) -> int:
+def _check_rows(capacity: int, writer: Writer, request: Observe) -> int:
     """Return how many rows the request has."""
     rows = request.lane.shape[0] if request.lane.ndim == 1 else -1
-    if rows < 1 or rows > spec.capacity_steps // 2 or request.lane.dtype != np.int32:
+    fewest = 1 if request.leave is None else 0
+    if not fewest <= rows <= capacity // 2:
         raise InvalidRequestError(
-            f"lane has shape {request.lane.shape} and dtype {request.lane.dtype.str}; it must be "
-            f"<i4 [K] with K from 1 to {spec.capacity_steps // 2}, half the table"
+            f"lane has shape {request.lane.shape}; it must be [K] with K from {fewest} to "
+            f"{capacity // 2}, half the table"
         )
-    low, high = request.lane.min(), request.lane.max()
-    if low < 0 or high >= writer.lanes:
-        raise InvalidRequestError(
-            f"lane holds {low if low < 0 else high}; writer {writer.name!r} has {writer.lanes} "
-            f"lanes, 0 to {writer.lanes - 1}; open it with more lanes"
-        )
+    _check_lanes("lane", request.lane, writer)
+    if request.leave is not None:
+        _check_lanes("leave", request.leave, writer)
     return rows
 
 
+def _check_lanes(name: str, lane: Array, writer: Writer) -> None:
+    if lane.ndim != 1 or lane.dtype != np.int32:
+        raise InvalidRequestError(
+            f"{name} has shape {lane.shape} and dtype {lane.dtype.str}; it must be <i4 [K]"
+        )
+    low, high = lane.min(initial=0), lane.max(initial=0)
+    if low < 0 or high >= writer.lanes:
+        raise InvalidRequestError(
+            f"{name} holds {low if low < 0 else high}; writer {writer.name!r} has {writer.lanes} "
+            f"lanes, 0 to {writer.lanes - 1}; open it with more lanes"
+        )
+
+
 def _check_payload(signature: Signature, request: Observe, rows: int) -> None:
-    signature.frame.check("frame", request.frame, rows)
+    signature.check_frame(trees.leaves(request.frame), rows)
     signature.action.check("action", request.action, rows)
     signature.reward.check("reward", request.reward, rows)
     usable = np.abs(request.reward) <= _MAX_REWARD

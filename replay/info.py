@@ -2,14 +2,16 @@
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fornix.common.messages import Info, Report
-from fornix.replay.storage import nbytes
-from fornix.replay.table import Table
+
+if TYPE_CHECKING:
+    from fornix.replay.place import Place
 
 _WINDOW_S = 10.0
 _TICK_S = 0.5
@@ -68,61 +70,112 @@ class Reports:
         }
 
 
+@dataclass(frozen=True)
+class _Seen:
+    table: str
+    mapped: bool
+    at: float
+
+
+class Sessions:
+    """Who samples, and by which path: of the last minute, and of 256 sessions at most."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Seen] = {}
+
+    def put(self, session: str, table: str, mapped: bool, now: float) -> None:
+        """Note that a session has sampled."""
+        self._seen.pop(session, None)
+        self._seen[session] = _Seen(table, mapped, now)
+        if len(self._seen) > _REPORTS_KEPT:
+            del self._seen[next(iter(self._seen))]
+
+    def forget(self, session: str) -> None:
+        """A session has ended."""
+        self._seen.pop(session, None)
+
+    def of(self, table: str, now: float) -> dict[str, dict[str, Any]]:
+        """Return the sessions that sample from a table."""
+        return {
+            session: {"memory": path(seen.mapped), "idle_s": now - seen.at}
+            for session, seen in sorted(self._seen.items())
+            if seen.table == table and now - seen.at <= _REPORT_LIFE_S
+        }
+
+
+def path(mapped: bool) -> str:
+    """Return what the way is called by which frames reach a client."""
+    return "mapped" if mapped else "socket"
+
+
 def describe(
     server: dict[str, Any],
-    tables: Mapping[str, tuple[Table, Watch]],
-    waiting: Mapping[str, tuple[int, int]],
+    places: Sequence["Place"],
     reports: dict[str, dict[str, Any]],
+    sessions: Sessions,
     now: float,
 ) -> Info:
     """Return everything that `fornix inspect` shows."""
+    writers_told = _WRITERS_TOLD // max(1, len(places))
     return Info(
         server=server,
         tables={
-            name: _describe_table(table, watch, waiting[name], _WRITERS_TOLD // len(tables), now)
-            for name, (table, watch) in tables.items()
+            place.name: _describe_table(place, writers_told, now)
+            | {"readers": sessions.of(place.name, now)}
+            for place in places
         },
         reports=reports,
     )
 
 
-def _describe_table(
-    table: Table, watch: Watch, waiting: tuple[int, int], writers_told: int, now: float
-) -> dict[str, Any]:
-    spec = table.spec
-    insert_rate, sample_rate = watch.rates()
-    inserts, samples = table.limiter.inserts, table.limiter.samples
+def _describe_table(place: "Place", writers_told: int, now: float) -> dict[str, Any]:
+    table, memory = place.table, place.table.memory
+    spec, limiter = table.spec, table.limiter
+    insert_rate, sample_rate = place.watch.rates()
     return {
         "signature": dict(spec.signature.lines()),
-        "capacity_steps": spec.capacity_steps,
-        "memory_bytes": nbytes(spec.signature, spec.capacity_steps),
-        "steps": len(table.ring),
-        "steps_ever": table.ring.head,
-        "policy_version": table.newest_policy_version,
-        "inserts": inserts,
-        "samples": samples,
-        "samples_per_insert": samples / max(inserts - spec.limiter.min_size, 1),
+        "capacity_steps": spec.steps,
+        "memory_bytes": table.nbytes,
+        "rows_of": spec.rows_of,
+        "sampler": dict(spec.sampler.__dict__),
+        "steps": len(table),
+        "steps_ever": memory.ring.head,
+        "policy_version": memory.newest_policy_version,
+        "inserts": limiter.inserts,
+        "samples": limiter.samples,
+        "leased": limiter.leased,
+        "samples_per_insert": limiter.samples / max(limiter.inserts - spec.limiter.min_size, 1),
         "inserts_per_s": insert_rate,
         "samples_per_s": sample_rate,
-        "episodes": table.episodes,
-        "mean_return": float(np.mean(table.returns)) if table.returns else None,
-        "mean_length": float(np.mean(table.lengths)) if table.lengths else None,
+        "episodes": memory.episodes,
+        "mean_return": float(np.mean(memory.returns)) if memory.returns else None,
+        "mean_length": float(np.mean(memory.lengths)) if memory.lengths else None,
         "limiter": {
             **spec.limiter.__dict__,
-            "surplus": table.limiter.surplus,
-            "may_insert": table.limiter.may_insert(),
-            "may_sample": table.limiter.may_sample(),
-            "waiting_inserts": waiting[0],
-            "waiting_samples": waiting[1],
+            "surplus": limiter.surplus,
+            "may_insert": limiter.may_insert(),
+            "may_sample": limiter.may_sample(),
+            "waiting_inserts": len(place.inserts),
+            "waiting_samples": len(place.samples),
         },
-        "writers_open": len(table.writers),
+        **_describe_writers(place, writers_told, now),
+    }
+
+
+def _describe_writers(place: "Place", told: int, now: float) -> dict[str, Any]:
+    if place.table.spec.rows_of is not None:
+        return {"writers_open": 0, "writers": {}}
+    writers = place.table.memory.writers
+    return {
+        "writers_open": len(writers),
         "writers": {
             writer.name: {
                 "incarnation": writer.incarnation,
                 "sequence": writer.sequence,
                 "lanes": writer.lanes,
+                "memory": path(writer.mapped),
                 "idle_s": now - writer.last_seen,
             }
-            for writer in heapq.nlargest(writers_told, table.writers.values(), key=lambda w: w.last_seen)
+            for writer in heapq.nlargest(told, writers.values(), key=lambda w: w.last_seen)
         },
     }

@@ -1,4 +1,4 @@
-"""A writer's lanes: which episodes are open, and whether the steps that come fit them."""
+"""A writer's lanes: which episodes are open, and how the rows of a request go on with them."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -16,102 +16,187 @@ _ANSWERS_KEPT = 8
 
 @dataclass
 class Writer:
-    """What the server knows of one writer: its place in the order, and its lanes."""
+    """What the server knows of one writer: its place in the order, and its lanes.
+
+    What it says of a lane's episode means nothing while none is open there.
+    """
 
     name: str
     incarnation: int
     newest: Numbers
     """int64 [lanes]: the newest row of each lane's open episode, or NONE while none is open."""
+    first: Numbers
+    """int64 [lanes]: the FIRST row of that episode."""
+    position: Numbers
+    """int64 [lanes]: steps from there to the newest row."""
     returns: NDArray[np.float64]
     """float64 [lanes]: rewards summed over the open episode."""
-    lengths: NDArray[np.int64]
-    """int64 [lanes]: actions in the open episode."""
     sequence: int = 0
     """Number of the last request that was applied."""
     answers: deque[tuple[int, Numbers]] = field(default_factory=lambda: deque(maxlen=_ANSWERS_KEPT))
     """The last requests' numbers, and the rows that their answers were made of."""
     last_seen: float = 0.0
+    mapped: bool = False
+    """Whether it gathers its stacks itself."""
 
     @classmethod
     def open(cls, name: str, incarnation: int, lanes: int, now: float) -> "Writer":
         """Return a writer with `lanes` lanes, none of them in an episode."""
-        return cls(
-            name,
-            incarnation,
-            np.full(lanes, NONE, np.int64),
-            np.zeros(lanes),
-            np.zeros(lanes, np.int64),
-            last_seen=now,
-        )
+        newest, first, position = np.full((3, lanes), NONE, np.int64)
+        return cls(name, incarnation, newest, first, position, np.zeros(lanes), last_seen=now)
 
     @property
     def lanes(self) -> int:
         """How many lanes it has."""
         return len(self.newest)
 
+    def grow(self, lanes: int) -> None:
+        """Add lanes, in which no episode is open."""
+        more = lanes - self.lanes
+        for name in ("newest", "first", "position"):
+            setattr(self, name, np.append(getattr(self, name), np.full(more, NONE, np.int64)))
+        self.returns = np.append(self.returns, np.zeros(more))
 
-def waves(lane: Array, step_type: Array, newest: Numbers) -> list[NDArray[np.int64]]:
-    """Return the rows of a request as one or two waves in which each lane stands once.
 
-    Args:
-        lane: int [K], in range.
-        step_type: uint8 [K].
-        newest: int64 [lanes], NONE where no episode is open.
+@dataclass(frozen=True)
+class Runs:
+    """The rows of one request, by lane: each lane's rows are a run, in the order that they came in.
 
-    Raises:
-        InvalidRequestError: if a step doesn't fit its lane's episode.
+    `order` sorts the rows into runs, and the other arrays follow that order. In the usual request each
+    lane has one row, and lanes ascend: then every row is a run, and the order is as it came.
     """
-    if np.any(step_type > LAST):
-        raise InvalidRequestError(
-            f"step_type holds {step_type.max()}; it must be 0 (FIRST), 1 (MID) or 2 (LAST)"
-        )
-    rank = _rank_within_lane(lane)
-    if rank.max(initial=0) > 1:
-        crowded = lane[rank == 2][0]
-        raise InvalidRequestError(
-            f"lane {crowded} stands in {np.count_nonzero(lane == crowded)} rows of one request; send "
-            f"at most two new steps of a lane at once"
-        )
-    is_open = newest != NONE
-    found = []
-    for wave in range(int(rank.max(initial=-1)) + 1):
-        rows = np.flatnonzero(rank == wave)
-        if wave == 1 and (step_type[rows] != FIRST).any():
-            lost = lane[rows][step_type[rows] != FIRST][0]
+
+    lane: Array
+    step_type: Array
+    order: NDArray[np.int64] | slice
+    begins: NDArray[np.bool_]
+    """bool [K]: the first row of a run."""
+    kinds: list[int]
+    """How many rows there are of each step type."""
+
+    @classmethod
+    def of(cls, lane: Array, step_type: Array) -> "Runs":
+        """Return the runs of a request."""
+        begins = np.ones(len(lane), np.bool_)
+        kinds = np.bincount(step_type, minlength=LAST + 1).tolist()
+        if (lane[1:] > lane[:-1]).all():
+            return cls(lane, step_type, slice(None), begins, kinds)
+        order = np.argsort(lane, kind="stable")
+        lane = lane[order]
+        np.not_equal(lane[1:], lane[:-1], out=begins[1:])
+        return cls(lane, step_type[order], order, begins, kinds)
+
+    @property
+    def single(self) -> bool:
+        """Whether each lane has one row."""
+        return isinstance(self.order, slice)
+
+    def check(self, is_open: NDArray[np.bool_], stacks: bool) -> None:
+        """Raise InvalidRequestError if a step doesn't fit its lane's episode.
+
+        Args:
+            is_open: bool [lanes], whether an episode is open.
+            stacks: whether a stack is asked for.
+        """
+        if len(self.kinds) > LAST + 1:
             raise InvalidRequestError(
-                f"lane {lost} stands in two rows of one request, and the second is no FIRST: nobody would "
-                f"be handed the first one's stack; send one step after another, or LAST and then FIRST"
+                f"step_type holds {self.step_type.max()}; it must be 0 (FIRST), 1 (MID) or 2 (LAST)"
             )
-        _require_fitting(lane[rows], step_type[rows], is_open)
-        is_open[lane[rows]] = step_type[rows] != LAST
-        found.append(rows)
-    return found
+        if stacks and not self.single:
+            self._check_stacks()
+        goes_on = is_open[self.lane]
+        if not self.single:
+            goes_on[1:] = np.where(self.begins[1:], goes_on[1:], self.step_type[:-1] != LAST)
+        wrong = (self.step_type == FIRST) == goes_on
+        if wrong.any():
+            raise InvalidRequestError(self._why_wrong(int(np.argmax(wrong))))
 
+    def _check_stacks(self) -> None:
+        """Refuse rows whose stacks nobody would be handed."""
+        later = ~self.begins
+        lost = later & (self.step_type != FIRST)
+        if lost.any():
+            raise InvalidRequestError(
+                f"lane {self.lane[lost][0]} stands in two rows of one request, and the second is no FIRST: "
+                f"nobody would be handed the first one's stack; send one step after another, or LAST and "
+                f"then FIRST, or ask for no stacks"
+            )
 
-def _rank_within_lane(lane: Array) -> NDArray[np.int64]:
-    """Return for each row how many rows of the same lane stand before it."""
-    if (lane[1:] > lane[:-1]).all():
-        return np.zeros(len(lane), np.int64)
-    order = np.argsort(lane, kind="stable")
-    ordered = lane[order]
-    begins = np.ones(len(lane), np.bool_)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    place = np.arange(len(lane))
-    rank = np.empty(len(lane), np.int64)
-    rank[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
-    return rank
+    def _why_wrong(self, at: int) -> str:
+        lane, step_type = self.lane[at], self.step_type[at]
+        if step_type == FIRST:
+            return (
+                f"lane {lane} got FIRST while its episode is open; end that episode with LAST first, "
+                f"let the lane leave, or open the writer under a new incarnation"
+            )
+        return f"lane {lane} got {_NAMES[step_type]} while no episode is open; begin one with FIRST"
 
+    def ends(self) -> NDArray[np.bool_]:
+        """Return bool [K]: the last row of a run."""
+        ends = np.ones(len(self.begins), np.bool_)
+        ends[:-1] = self.begins[1:]
+        return ends
 
-def _require_fitting(lane: Array, step_type: Array, is_open: NDArray[np.bool_]) -> None:
-    wrong = (step_type == FIRST) == is_open[lane]
-    if not wrong.any():
-        return
-    at = int(np.argmax(wrong))
-    if step_type[at] == FIRST:
-        raise InvalidRequestError(
-            f"lane {lane[at]} got FIRST while its episode is open; end that episode with LAST first, "
-            f"or open the writer under a new incarnation"
+    def follow(self, writer: Writer, head: int) -> "Links":
+        """Return how the rows go on with a writer's episodes.
+
+        Args:
+            writer: of the lanes; it is not changed.
+            head: the number that the first row of the request will have.
+        """
+        if self.single and not self.kinds[FIRST]:
+            lane = self.lane
+            return Links(writer.newest[lane], writer.first[lane], writer.position[lane] + 1)
+        first = self.step_type == FIRST
+        numbers = head + np.arange(len(first))[self.order]
+        if self.single:
+            return Links(
+                predecessor=np.where(first, numbers, writer.newest[self.lane]),
+                first=np.where(first, numbers, writer.first[self.lane]),
+                position=np.where(first, 0, writer.position[self.lane] + 1),
+            )
+        predecessor = np.where(self.begins, writer.newest[self.lane], np.roll(numbers, 1))
+        # where an episode goes on, its first row in the request tells of those before
+        heads = np.flatnonzero(self.begins | first)
+        run = np.repeat(heads, np.diff(heads, append=len(first)))
+        after = np.arange(len(first)) - run
+        begun = first[run]
+        return Links(
+            predecessor=np.where(first, numbers, predecessor),
+            first=np.where(begun, numbers[run], writer.first[self.lane]),
+            position=after + np.where(begun, 0, writer.position[self.lane] + 1),
         )
-    raise InvalidRequestError(
-        f"lane {lane[at]} got {_NAMES[step_type[at]]} while no episode is open; begin one with FIRST"
-    )
+
+    def returns(self, writer: Writer, reward: Array) -> NDArray[np.float64]:
+        """Return float64 [K]: the rewards of the episode up to each row.
+
+        Args:
+            writer: that knows the rewards before.
+            reward: [K], in the request's order.
+        """
+        if self.single and not self.kinds[FIRST]:
+            known: NDArray[np.float64] = writer.returns[self.lane]
+            known += reward
+            return known
+        first = self.step_type == FIRST
+        earned = np.where(first, 0.0, reward[self.order])
+        if self.single:
+            return np.where(first, 0.0, writer.returns[self.lane] + earned)
+        heads = self.begins | first
+        earned[heads & ~first] += writer.returns[self.lane[heads & ~first]]
+        total = np.cumsum(earned)
+        before = (total - earned)[heads]
+        total -= np.repeat(before, np.diff(np.flatnonzero(heads), append=len(first)))
+        return total
+
+
+@dataclass(frozen=True)
+class Links:
+    """How rows go on with their episodes; int64 [K] each, in the order of their runs."""
+
+    predecessor: Numbers
+    """The row before; a FIRST row itself."""
+    first: Numbers
+    """The episode's FIRST row."""
+    position: Numbers
+    """Steps from there."""

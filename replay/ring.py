@@ -3,9 +3,12 @@
 Rows of different lanes interleave in order of arrival. Row number r lies in slot r mod capacity, and
 the live rows are those in [tail, head). Every method takes and returns row numbers, int64 arrays of
 any shape; -1 stands for "no such row" and stays -1 wherever it is passed on.
+
+The tail moves in blocks, and ahead of what is overwritten: so the derived state that hangs on it is
+brought up to date for many rows at once, and who reads frames from the mapped memory has time for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,8 @@ Numbers = NDArray[np.int64]
 NONE = -1
 #: In `forward`: the episode ends with this row.
 ENDS = np.uint32(2**32 - 1)
+_BLOCKS = 256  # in a ring; of a smaller one the tail moves row by row
+_MAX_BLOCK = 4096
 
 
 class Ring:
@@ -25,7 +30,9 @@ class Ring:
 
     def __init__(self, columns: Columns) -> None:
         self.capacity = columns.capacity
-        self._columns = columns.arrays
+        self.block = min(self.capacity // _BLOCKS, _MAX_BLOCK)
+        self.columns = columns
+        self._arrays = columns.arrays
         self._back = columns.arrays["back"]
         self._forward = columns.arrays["forward"]
         self.head = 0
@@ -36,12 +43,12 @@ class Ring:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return a whole column, in slot order; read it only through `slots`."""
-        return self._columns[name]
+        return self._arrays[name]
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of all columns."""
-        return tuple(self._columns)
+        return tuple(self._arrays)
 
     def slots(self, numbers: Numbers) -> Numbers:
         """Return where rows lie. The slot of NONE is the last: mask it, or don't pass it."""
@@ -49,73 +56,96 @@ class Ring:
 
     def read(self, name: str, numbers: Numbers) -> NDArray[Any]:
         """Return a copy of one column's values for live rows."""
-        return self._columns[name][self.slots(numbers)]
+        return self._arrays[name][numbers % self.capacity]
 
-    def tail_after(self, rows: int) -> int:
-        """Return what the tail will be once `rows` more have been appended."""
-        return max(self.tail, self.head + rows - self.capacity)
+    def tail_after(self, rows: int, tail: int | None = None, capacity: int | None = None) -> int:
+        """Return what the tail will be once `rows` more have been appended.
 
-    def doomed(self, rows: int) -> Numbers:
-        """Return the rows that appending `rows` more will overwrite, oldest first.
-
-        Until then they can still be read and walked from, so that derived state can let go of them.
+        Args:
+            rows: at most half of the ring.
+            tail: from where it moves; the ring's own if not given.
+            capacity: of a part of the ring that has a tail of its own; the ring's if not given.
         """
-        return np.arange(self.tail, self.tail_after(rows), dtype=np.int64)
+        tail = self.tail if tail is None else tail
+        capacity = self.capacity if capacity is None else capacity
+        block = min(capacity // _BLOCKS, _MAX_BLOCK)
+        needed = self.head + rows - (capacity - block)
+        return tail if needed <= tail else needed + block
 
-    def append(self, rows: Mapping[str, NDArray[Any]], predecessors: Numbers) -> Numbers:
+    def append(self, rows: Mapping[str, NDArray[Any]], predecessors: Numbers, tail: int) -> Numbers:
         """Write rows at the head and link them to their predecessors.
 
         Args:
-            rows: a value of [K, ...] for every payload and header column but `number` and the links.
-            predecessors: int64 [K]; the row of the same lane and episode before each, or NONE.
+            rows: a value of [K, ...] for every payload and header column but the links.
+            predecessors: int64 [K]; the row of the same lane and episode before each, which may be new
+                too; of an episode's first row itself.
+            tail: what `tail_after` said; nobody may need the rows below it any more.
 
         Returns:
             int64 [K]: the numbers of the new rows.
         """
         count = len(predecessors)
-        self.tail = self.tail_after(count)
+        self.tail = tail
+        self.columns.raise_floor(self.head + count - self.capacity)
         numbers = np.arange(self.head, self.head + count, dtype=np.int64)
-        slots = self.slots(numbers)
-        for name, values in rows.items():
-            self._columns[name][slots] = values
-        linked = predecessors >= 0
         # a distance that the column can't hold is as good as any other beyond the ring
-        self._back[slots] = np.where(linked, np.minimum(numbers - predecessors, ENDS), 0)
-        self._forward[slots] = 0
+        back = np.minimum(numbers - predecessors, ENDS)
+        for slots, part in self._spans(count):
+            for name, values in rows.items():
+                self._arrays[name][slots] = values[part]
+            self._back[slots] = back[part]
+            self._forward[slots] = 0
         self.head += count
-        known = predecessors >= self.tail
-        known_predecessors = predecessors[known]
-        self._forward[self.slots(known_predecessors)] = numbers[known] - known_predecessors
+        known = predecessors >= tail
+        if known.all():
+            self._forward[predecessors % self.capacity] = back
+        else:
+            self._forward[predecessors[known] % self.capacity] = back[known]
         return numbers
+
+    def fill(self, name: str, count: int, value: int) -> None:
+        """Set a column of the `count` rows that come next to one value."""
+        for slots, _ in self._spans(count):
+            self._arrays[name][slots] = value
 
     def end(self, numbers: Numbers) -> None:
         """Mark live rows as the last of their episodes."""
-        self._forward[self.slots(numbers)] = ENDS
+        self._forward[numbers % self.capacity] = ENDS
 
-    def before(self, numbers: Numbers, tail: int | None = None) -> Numbers:
-        """Return each row's predecessor, or NONE at an episode's first row and where it is gone.
+    def before(self, numbers: Numbers, tail: int) -> Numbers:
+        """Return each row's predecessor, or NONE at an episode's first row and where it is below `tail`.
 
-        A row counts as gone below `tail`; the ring's own if not given.
+        Args:
+            numbers: int64, live or NONE.
+            tail: the oldest row that counts.
         """
-        back = self._back[self.slots(numbers)]
+        back = self._back[numbers % self.capacity]
         previous: Numbers = numbers - back
         # what is subtracted from NONE stays below every tail
-        previous[(back == 0) | (previous < (self.tail if tail is None else tail))] = NONE
+        previous[(back == 0) | (previous < tail)] = NONE
         return previous
 
     def after(self, numbers: Numbers) -> Numbers:
         """Return each row's successor, or NONE at an episode's end and where none has arrived."""
-        forward = self._forward[self.slots(numbers)]
+        forward = self._forward[numbers % self.capacity]
         following: Numbers = numbers + forward
         following[(forward == 0) | (forward == ENDS) | (numbers < 0)] = NONE
         return following
 
-    def is_first(self, numbers: Numbers) -> NDArray[np.bool_]:
-        """Return where a live row is the first of its episode."""
-        first: NDArray[np.bool_] = self._back[self.slots(numbers)] == 0
-        return first
-
     def is_end(self, numbers: Numbers) -> NDArray[np.bool_]:
         """Return where a live row is the last of its episode."""
-        ends: NDArray[np.bool_] = self._forward[self.slots(numbers)] == ENDS
+        ends: NDArray[np.bool_] = self._forward[numbers % self.capacity] == ENDS
         return ends
+
+    def reset(self) -> None:
+        """Let go of all rows. Numbers go on: none is given twice."""
+        self.columns.raise_floor(self.head)
+        self.tail = self.head
+
+    def _spans(self, count: int) -> Iterator[tuple[slice, slice]]:
+        """Yield where the next `count` rows lie: one run of slots, or two where the ring wraps."""
+        low = self.head % self.capacity
+        first = min(count, self.capacity - low)
+        yield slice(low, low + first), slice(0, first)
+        if first < count:
+            yield slice(0, count - first), slice(first, count)

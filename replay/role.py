@@ -16,6 +16,7 @@ def serve(
     seed: int | None = None,
     memory_bytes: int | None = None,
     version: str = "",
+    lease_s: float = 30.0,
     on_ready: Callable[[ReplayServer], None] = lambda server: None,
 ) -> None:
     """Serve a memory of its own at `address`.
@@ -25,12 +26,15 @@ def serve(
         seed: of the draws.
         memory_bytes: limit on all tables together.
         version: that a welcome tells.
+        lease_s: how long a silent session keeps the batches that it has fetched and not consumed.
         on_ready: called once clients can connect, with the server, whose `stop` ends this.
 
     Raises:
         AddressError: if the address can't be bound.
     """
-    service = ReplayService(time.monotonic, seed=seed, memory_bytes=memory_bytes, version=version)
+    service = ReplayService(
+        time.monotonic, seed=seed, memory_bytes=memory_bytes, version=version, share=True, lease_s=lease_s
+    )
     server = ReplayServer(service, address)
     try:
         on_ready(server)
@@ -38,3 +42,4 @@ def serve(
         server.serve()
     finally:
         server.close()
+        service.close()

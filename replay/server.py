@@ -12,7 +12,8 @@ from fornix.common.addresses import check_address, is_ipv6, is_served_ipc
 from fornix.common.errors import AddressError, ProtocolError
 from fornix.common.messages import REQUESTS, Reply
 from fornix.common.wire import MAX_FRAMES, MAX_MESSAGE_BYTES, Buffer, UndecodableError, decode, encode
-from fornix.replay.service import Answer, ReplayService
+from fornix.replay.place import Answer
+from fornix.replay.service import ReplayService
 
 _LOG = logging.getLogger(__name__)
 _BURST = 64

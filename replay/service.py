@@ -9,75 +9,50 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import singledispatchmethod
-
-import numpy as np
 
 from fornix.common.errors import (
     FornixError,
     InvalidRequestError,
     ServerError,
-    SignatureError,
     UnknownTableError,
-    WaitTimeoutError,
+    UnknownWriterError,
 )
 from fornix.common.messages import (
-    MAX_BATCH,
-    Batch,
+    Consume,
     CreateTable,
     Done,
+    DropTable,
     Hello,
     InfoQuery,
+    ListTables,
+    MapTable,
     Observe,
     OpenWriter,
     Refused,
     Reply,
     Report,
     Request,
+    ResetTable,
     Sample,
+    SetLimiter,
     StackQuery,
-    Stacks,
     TableCreated,
-    TableSpec,
+    Tables,
+    UpdatePriorities,
     Welcome,
     WriterOpened,
 )
-from fornix.common.validation import nearest
-from fornix.replay.checks import check_table
-from fornix.replay.info import Reports, Watch, describe
-from fornix.replay.storage import AnonymousColumns, nbytes
-from fornix.replay.table import Table, fenced
-from fornix.replay.waiting import Parked, RequestT, Ticket, WaitingLine
+from fornix.replay.catalog import Catalog
+from fornix.replay.checks import check_keys
+from fornix.replay.info import Reports, Sessions, describe
+from fornix.replay.place import Answer, Place
+from fornix.replay.waiting import Parked, Ticket
 
 _LOG = logging.getLogger(__name__)
 
-Answer = tuple[Ticket, Reply]
-
-MAX_TABLES = 128
-MAX_PARKED = 65_536
-
-
-@dataclass
-class _Place:
-    """A table with those who wait at it."""
-
-    table: Table
-    watch: Watch
-    inserts: WaitingLine[Observe] = field(default_factory=WaitingLine)
-    samples: WaitingLine[Sample] = field(default_factory=WaitingLine)
-
-    def may_insert(self) -> bool:
-        """Whether the table takes an insert now.
-
-        The limiter holds back one side at most. So where it holds back inserts, whoever still waits
-        for a sample lacks a start to draw, and only more steps can bring one.
-        """
-        return self.table.limiter.may_insert() or len(self.samples) > 0
-
-    def may_sample(self) -> bool:
-        """Whether a new sample may be tried: who waits lacks a start, or nobody does."""
-        return len(self.samples) == 0 or self.table.limiter.may_sample()
+#: Requests after which those who wait at the table may go ahead, or must go away.
+_MOVING = (Observe, Sample, Consume, UpdatePriorities, OpenWriter, SetLimiter, ResetTable, DropTable)
 
 
 class ReplayService:
@@ -89,6 +64,8 @@ class ReplayService:
         memory_bytes: limit on all tables together; three quarters of the machine's memory if not
             given.
         version: of the server, as its welcome tells it.
+        share: whether clients on this host may map the memory.
+        lease_s: how long a silent session keeps the batches that it has fetched and not consumed.
     """
 
     def __init__(
@@ -97,13 +74,16 @@ class ReplayService:
         seed: int | None = None,
         memory_bytes: int | None = None,
         version: str = "",
+        share: bool = False,
+        lease_s: float = 30.0,
     ) -> None:
         self._clock = clock
-        self._seeds = np.random.SeedSequence(seed)
-        self._memory_bytes = memory_bytes or _three_quarters_of_memory()
+        self._catalog = Catalog(
+            memory_bytes or _three_quarters_of_memory(), seed, share, lease_s, clock, self.refuse
+        )
         self._version = version
-        self._places: dict[str, _Place] = {}
         self._reports = Reports()
+        self._sessions = Sessions()
         self._began = clock()
         self._refused = 0
         self._count = itertools.count()
@@ -113,17 +93,17 @@ class ReplayService:
 
         Each reply is made when it is asked for, so that no two need be held in memory.
         """
+        place = self._catalog.get(getattr(request, "table", None))
         try:
             reply = self._handle(request, ticket)
         except Exception as error:  # a fault of ours must not end the server
             reply = self.refuse(error)
         if reply is not None:
             yield ticket, reply
-        if isinstance(request, OpenWriter | Observe | Sample) and request.table in self._places:
-            place = self._places[request.table]
-            if isinstance(request, OpenWriter) and isinstance(reply, WriterOpened):
-                yield from self._refuse_fenced(place, request)
-            yield from self._release(place)
+        if place is not None and isinstance(request, _MOVING):
+            if not isinstance(reply, Refused):
+                yield from self._turn_away(place, request)
+            yield from place.release()
 
     def refuse(self, error: Exception) -> Refused:
         """Return the reply that stands for an error, and count it."""
@@ -136,24 +116,17 @@ class ReplayService:
     def expire(self) -> Iterator[Answer]:
         """Yield the replies to all parked requests whose deadlines have passed."""
         now = self._clock()
-        for place in self._places.values():
-            anyone = False
-            for line in (place.inserts, place.samples):
-                while (parked := line.pop_late(now)) is not None:
-                    anyone = True
-                    yield parked.ticket, self._refuse_late(place, parked.request)
-            if anyone:
-                yield from self._release(place)
+        for place in self._catalog:
+            yield from place.expire(now)
 
     def patience_s(self) -> float | None:
-        """Return in how many seconds `expire` has something to do; None if nothing is parked."""
-        deadlines = [
-            deadline
-            for place in self._places.values()
-            for line in (place.inserts, place.samples)
-            if (deadline := line.next_deadline()) is not None
-        ]
+        """Return in how many seconds `expire` has something to do; None if there is nothing."""
+        deadlines = [due for place in self._catalog if (due := place.next_deadline()) is not None]
         return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._catalog.close()
 
     @singledispatchmethod
     def _handle(self, request: Request, ticket: Ticket) -> Reply | None:
@@ -162,86 +135,116 @@ class ReplayService:
     @_handle.register
     def _(self, request: Hello, ticket: Ticket) -> Reply:
         for name, expected in request.expects.items():
-            self._place(name).table.spec.signature.require_equal(name, expected)
-        tables = {name: place.table.spec.signature for name, place in self._places.items()}
+            self._catalog[name].table.spec.signature.require_equal(name, expected)
+        tables = {name: spec.signature for name, spec in self._catalog.specs().items()}
         return Welcome(server=self._version, tables=tables)
 
     @_handle.register
     def _(self, request: CreateTable, ticket: Ticket) -> Reply:
-        known = self._places.get(request.table)
-        if known is not None:
-            _require_same(request.table, known.table.spec, request.spec)
-            return TableCreated(created=False)
-        self._require_room(request)
-        check_table(request.spec)
-        columns = AnonymousColumns(request.spec.signature, request.spec.capacity_steps)
-        # by place, so that a table that is refused here leaves the draws of later ones alone
-        seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(len(self._places),))
-        table = Table(request.spec, columns, np.random.default_rng(seed))
-        self._places[request.table] = _Place(table, Watch(self._clock))
-        return TableCreated(created=True)
+        return TableCreated(created=self._catalog.create(request.table, request.spec))
+
+    @_handle.register
+    def _(self, request: ListTables, ticket: Ticket) -> Reply:
+        return Tables(tables=self._catalog.specs())
+
+    @_handle.register
+    def _(self, request: ResetTable, ticket: Ticket) -> Reply:
+        place = self._catalog.writable(request.table)
+        place.table.memory.reset()
+        for each in place.group:
+            each.table.reset()
+        return Done()
+
+    @_handle.register
+    def _(self, request: DropTable, ticket: Ticket) -> Reply:
+        self._catalog.drop(request.table)
+        return Done()
+
+    @_handle.register
+    def _(self, request: SetLimiter, ticket: Ticket) -> Reply:
+        self._catalog[request.table].table.change_limits(request.limiter)
+        return Done()
+
+    @_handle.register
+    def _(self, request: MapTable, ticket: Ticket) -> Reply:
+        memory = self._catalog[request.table].table.memory
+        found = memory.ring.columns.table_map()
+        if found is None:
+            # the answer that many clients expect: no fault of theirs, and not counted as one
+            return Refused(
+                code=InvalidRequestError.code,
+                message=f"the memory of table {request.table!r} can't be mapped: this server shares none; use the "
+                f"socket",
+            )
+        return found.model_copy(update={"memory": memory.number})
 
     @_handle.register
     def _(self, request: OpenWriter, ticket: Ticket) -> Reply:
-        place = self._place(request.table)
-        sequence = place.table.open_writer(
-            request.writer, request.incarnation, request.lanes, self._clock()
-        )
+        memory = self._catalog.writable(request.table).table.memory
+        sequence = memory.open_writer(request.writer, request.incarnation, request.lanes, self._clock())
         return WriterOpened(sequence=sequence)
 
     @_handle.register
     def _(self, request: Observe, ticket: Ticket) -> Reply | None:
-        place = self._place(request.table)
-        if place.table.is_repeated(request):
-            return place.table.answer_again(request)
-        if not place.inserts and place.may_insert():
-            return self._insert(place, request)
-        place.table.check(request)
-        parked = place.inserts.get(request.writer)
-        if parked is not None:  # the same write again, perhaps by another way
-            parked.ticket = ticket
-        else:
-            self._park(place.inserts, Parked(request.writer, ticket, request, self._clock()))
-        return None
-
-    @_handle.register
-    def _(self, request: StackQuery, ticket: Ticket) -> Reply:
-        if request.key.ndim != 1 or request.key.dtype != np.int64:
-            raise InvalidRequestError(
-                f"key has shape {request.key.shape} and dtype {request.key.dtype.str}; it must be <i8 [K]"
-            )
-        if len(request.key) > MAX_BATCH:
-            raise InvalidRequestError(
-                f"{len(request.key)} stacks are asked for; the limit is {MAX_BATCH}; ask for fewer at once"
-            )
-        return self._place(request.table).table.stacks(request.key)
-
-    @_handle.register
-    def _(self, request: Sample, ticket: Ticket) -> Reply | None:
-        place = self._place(request.table)
-        place.table.check_sample(request)
-        reply = self._sample(place, request) if place.may_sample() else None
+        place = self._catalog.writable(request.table)
+        memory = place.table.memory
+        if memory.is_repeated(request):
+            return memory.answer_again(request)
+        reply = None if place.inserts else place.insert(request)
         if reply is None:
-            self._park(place.samples, Parked(next(self._count), ticket, request, self._clock()))
+            memory.check(request)
+            place.park(place.inserts, Parked(request.writer, ticket, request, self._clock()))
         return reply
 
     @_handle.register
+    def _(self, request: StackQuery, ticket: Ticket) -> Reply:
+        check_keys(request.key)
+        return self._catalog[request.table].table.memory.stacks(request.key, request.mapped)
+
+    @_handle.register
+    def _(self, request: Sample, ticket: Ticket) -> Reply | None:
+        place, now = self._catalog[request.table], self._clock()
+        place.table.check_sample(request)
+        if request.session:
+            self._sessions.put(request.session, request.table, request.mapped, now)
+            place.table.leases.consume(request.session, request.consumed, now)
+        # who waits lacks a start, or the limiter is closed to this one too
+        reply = place.sample(request) if not place.samples or place.table.limiter.may_sample() else None
+        if reply is None:
+            # the same lease again, perhaps by another way, takes its own place in the line
+            key = (request.session, request.lease) if request.lease else next(self._count)
+            place.park(place.samples, Parked(key, ticket, request, now))
+        return reply
+
+    @_handle.register
+    def _(self, request: Consume, ticket: Ticket) -> Reply:
+        place, now = self._catalog[request.table], self._clock()
+        place.table.leases.consume(request.session, request.consumed, now)
+        if request.release:
+            place.forget(request.session)
+            self._sessions.forget(request.session)
+        return Done()
+
+    @_handle.register
+    def _(self, request: UpdatePriorities, ticket: Ticket) -> Reply:
+        return self._catalog[request.table].table.update_priorities(request)
+
+    @_handle.register
     def _(self, request: InfoQuery, ticket: Ticket) -> Reply:
-        waiting = {name: (len(p.inserts), len(p.samples)) for name, p in self._places.items()}
-        tables = {name: (place.table, place.watch) for name, place in self._places.items()}
+        now = self._clock()
         return describe(
             server={
                 "version": self._version,
                 "pid": os.getpid(),
-                "uptime_s": self._clock() - self._began,
-                "memory_bytes": self._memory_used(),
-                "memory_limit_bytes": self._memory_bytes,
+                "uptime_s": now - self._began,
+                "memory_bytes": self._catalog.memory_used(),
+                "memory_limit_bytes": self._catalog.memory_bytes,
                 "refused_requests": self._refused,
             },
-            tables=tables,
-            waiting=waiting,
-            reports=self._reports.ages(self._clock()),
-            now=self._clock(),
+            places=list(self._catalog),
+            reports=self._reports.ages(now),
+            sessions=self._sessions,
+            now=now,
         )
 
     @_handle.register
@@ -249,127 +252,17 @@ class ReplayService:
         self._reports.put(request, self._clock())
         return Done()
 
-    def _insert(self, place: _Place, request: Observe) -> Stacks:
-        before = place.table.limiter.inserts
-        reply = place.table.observe(request, self._clock())
-        place.watch.count(inserts=place.table.limiter.inserts - before)
-        return reply
-
-    def _sample(self, place: _Place, request: Sample) -> Batch | None:
-        reply = place.table.sample(request)
-        if reply is not None:
-            place.watch.count(samples=request.batch_size)
-        return reply
-
-    def _park(self, line: WaitingLine[RequestT], parked: Parked[RequestT]) -> None:
-        if len(line) >= MAX_PARKED:
-            raise InvalidRequestError(
-                f"{len(line)} requests wait at table {parked.request.table!r} already, and that is the "
-                f"limit; ask again later, with fewer requests in flight"
-            )
-        line.add(parked)
-
-    def _release(self, place: _Place) -> Iterator[Answer]:
-        """Answer everyone for whom the way is free now."""
-        moved = True
-        while moved:
-            moved = False
-            for parked in place.samples:
-                if not place.table.limiter.may_sample():
-                    break
-                reply = self._try(self._sample, place, parked)
-                if reply is not None:
-                    moved = True
-                    place.samples.remove(parked)
-                    yield parked.ticket, reply
-            if len(place.inserts) and place.may_insert():
-                first = place.inserts.first()
-                place.inserts.remove(first)
-                reply = self._try(self._insert, place, first)
-                moved = True
-                if reply is not None:
-                    yield first.ticket, reply
-
-    def _try(
-        self,
-        action: Callable[[_Place, RequestT], Stacks | Batch | None],
-        place: _Place,
-        parked: Parked[RequestT],
-    ) -> Reply | None:
-        """Carry out what was parked; None if it must go on waiting."""
-        try:
-            done = action(place, parked.request)
-            held_s = self._clock() - parked.since
-            return None if done is None else done.model_copy(update={"held_s": held_s})
-        except Exception as error:  # as in submit
-            return self.refuse(error)
-
-    def _refuse_fenced(self, place: _Place, request: OpenWriter) -> Iterator[Answer]:
-        """Answer the parked write of a writer whose place has been taken."""
-        parked = place.inserts.get(request.writer)
-        if parked is None or parked.request.incarnation >= request.incarnation:
-            return
-        place.inserts.remove(parked)
-        yield (
-            parked.ticket,
-            self.refuse(fenced(request.writer, parked.request.incarnation, request.incarnation)),
-        )
-
-    def _refuse_late(self, place: _Place, request: Observe | Sample) -> Refused:
-        try:
-            return self.refuse(_waited(place, request))
-        except Exception as error:  # as in submit
-            return self.refuse(error)
-
-    def _place(self, table: str) -> _Place:
-        try:
-            return self._places[table]
-        except KeyError:
-            known = ", ".join(sorted(self._places)) or "none yet"
-            raise UnknownTableError(
-                f"there is no table {table!r}{nearest(table, self._places)}; tables: {known}; create "
-                f"it first"
-            ) from None
-
-    def _memory_used(self) -> int:
-        specs = [place.table.spec for place in self._places.values()]
-        return sum(nbytes(spec.signature, spec.capacity_steps) for spec in specs)
-
-    def _require_room(self, request: CreateTable) -> None:
-        if len(self._places) >= MAX_TABLES:
-            raise InvalidRequestError(
-                f"the server has {MAX_TABLES} tables, and that is the limit; use one of them, or start "
-                f"another server"
-            )
-        wanted = nbytes(request.spec.signature, request.spec.capacity_steps)
-        left = self._memory_bytes - self._memory_used()
-        if wanted > left:
-            raise InvalidRequestError(
-                f"table {request.table!r} would take {wanted:,} bytes, and {left:,} of "
-                f"{self._memory_bytes:,} are left; lower capacity_steps to "
-                f"{max(0, left * request.spec.capacity_steps // wanted):,}, or start the server with "
-                f"more memory"
-            )
-
-
-def _waited(place: _Place, request: Observe | Sample) -> WaitTimeoutError:
-    if isinstance(request, Observe):
-        why = place.table.limiter.why_no_insert()
-    else:
-        why = place.table.why_no_sample(request)
-    return WaitTimeoutError(
-        f"{request.type!r} at table {request.table!r} waited {request.timeout_s:g} s: {why}"
-    )
-
-
-def _require_same(name: str, known: TableSpec, wanted: TableSpec) -> None:
-    known.signature.require_equal(name, wanted.signature)
-    if known != wanted:
-        raise SignatureError(
-            f"table {name!r} was created with capacity_steps {known.capacity_steps} and "
-            f"{known.limiter!r}; this request asks for {wanted.capacity_steps} and "
-            f"{wanted.limiter!r}; ask for the same, or use another table name"
-        )
+    def _turn_away(self, place: Place, request: Request) -> Iterator[Answer]:
+        """Refuse those who wait for what is not there any more."""
+        if isinstance(request, OpenWriter):
+            yield from place.turn_away_fenced(request)
+        if isinstance(request, ResetTable):
+            error = f"table {place.name!r} was reset while this waited; open the writer again"
+            yield from place.turn_away(place.inserts, UnknownWriterError(error))
+        if isinstance(request, DropTable):
+            gone = UnknownTableError(f"table {place.name!r} was dropped; create it first")
+            yield from place.turn_away(place.inserts, gone)
+            yield from place.turn_away(place.samples, gone)
 
 
 def _three_quarters_of_memory() -> int:

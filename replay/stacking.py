@@ -6,6 +6,8 @@ episode's first frame. docs/replay.md defines it in notation.
 Dopamine gave up stacking at sample time, since its buffer had to prove for each draw that the frames
 before it were contiguous. Here each row knows its predecessor, so a stack is n_frames - 1 gathers of
 four bytes a row, vectorised over the batch: cheap beside copying the frames themselves.
+
+A client on the same host copies the frames itself, from the slots that are told here.
 """
 
 from typing import Any
@@ -13,59 +15,92 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.replay.ring import Numbers, Ring
+from fornix.common.signature import frame_name
+from fornix.replay.ring import NONE, Numbers, Ring
+
+Places = NDArray[np.int32]
 
 
 class Stacker:
     """Walks the predecessors of rows and gathers their frames."""
 
-    def __init__(self, ring: Ring, n_frames: int) -> None:
+    def __init__(self, ring: Ring, n_frames: int, paths: tuple[str, ...]) -> None:
         self._ring = ring
-        self._frames = ring.column("frame")
+        self._back = ring.column("back")
+        self._frames = {path: ring.column(frame_name(path)) for path in paths}
+        self._place = np.empty(ring.capacity, np.int32)  # scratch, of which few pages are ever touched
         self.n_frames = n_frames
 
-    def rows(self, numbers: Numbers) -> tuple[Numbers, NDArray[np.bool_]]:
+    def rows(self, numbers: Numbers, tail: int) -> tuple[Numbers, NDArray[np.bool_]]:
         """Return the rows of each stack, and whether it is whole.
 
         Args:
-            numbers: int64 [K], live rows or NONE; the stack of NONE is all zeros, and whole.
+            numbers: int64 [K], rows in [tail, head).
+            tail: the oldest row that counts.
 
         Returns:
             int64 [K, n_frames], NONE before the episode's first row; and bool [K], false where a row
-            of the stack has been overwritten.
+            of the stack lies below `tail`: then its rows mean nothing.
         """
-        return self._walk(numbers, self.n_frames, self._ring.tail)
+        return self._walk(numbers, self.n_frames, tail)
 
     def may_follow(self, numbers: Numbers, tail: int) -> NDArray[np.bool_]:
         """Return whether a step after each of `numbers` will have a whole stack.
 
         Args:
-            numbers: int64 [K], rows that were live once, or NONE before an episode's first step.
+            numbers: int64 [K], rows that were live once.
             tail: the oldest row that will be there then.
         """
         if self.n_frames == 1:
             return np.ones(len(numbers), np.bool_)
-        _, whole = self._walk(numbers, self.n_frames - 1, tail)
-        return whole & ((numbers < 0) | (numbers >= tail))
+        return self._walk(numbers, self.n_frames - 1, tail)[1]
 
     def _walk(self, numbers: Numbers, depth: int, tail: int) -> tuple[Numbers, NDArray[np.bool_]]:
-        rows = np.empty((len(numbers), depth), np.int64)
-        rows[:, -1] = numbers
-        current = numbers
-        for column in range(depth - 2, -1, -1):
-            current = self._ring.before(current, tail)
-            rows[:, column] = current
-        whole: NDArray[np.bool_] = rows[:, 0] >= 0
-        if not whole.all():
-            found = np.count_nonzero(rows >= 0, axis=1)
-            oldest = rows[np.arange(len(rows)), depth - np.maximum(found, 1)]
-            whole |= (numbers < 0) | self._ring.is_first(oldest)
-        return rows, whole
+        rows = np.empty((depth, len(numbers)), np.int64)
+        rows[-1] = current = numbers
+        for at in range(depth - 2, -1, -1):
+            # an episode's first row leads to itself; what a row below the tail leads to is lower still
+            rows[at] = current = current - self._back[current % self._ring.capacity]
+        whole: NDArray[np.bool_] = current >= tail
+        padding = rows[:-1] == rows[1:]
+        rows[:-1][padding] = NONE
+        return rows.T, whole
 
-    def gather(self, rows: Numbers) -> NDArray[Any]:
-        """Return the frames of rows of any shape, `[*rows.shape, *obs]`; zeros for NONE."""
-        slots = np.where(rows < 0, self._ring.capacity, rows % self._ring.capacity)
-        out = np.empty((*rows.shape, *self._frames.shape[1:]), self._frames.dtype)
-        # mode="clip": with "raise", numpy would gather into a buffer of its own first
-        np.take(self._frames, slots, axis=0, out=out, mode="clip")
-        return out
+    def slots(self, rows: Numbers) -> Places:
+        """Return int32 places of rows in the frame columns; that of the zero frame for NONE."""
+        capacity = self._ring.capacity
+        return np.where(rows < 0, capacity, rows % capacity).astype(np.int32)
+
+    def gather(self, slots: Places) -> dict[str, NDArray[Any]]:
+        """Return the frames in slots of any shape, `[*slots.shape, *obs]`, by their path."""
+        return {path: _take(frames, slots) for path, frames in self._frames.items()}
+
+    def gather_once(self, slots: Places) -> tuple[Places, dict[str, NDArray[Any]]]:
+        """Return each of the frames once, and where each slot's is.
+
+        Returns:
+            int32 places like `slots`, and the frames by path, [U + 1, *obs]: the last is of zeros.
+        """
+        flat = slots.ravel()
+        there = flat[flat < self._ring.capacity]
+        order = np.arange(len(there), dtype=np.int32)
+        self._place[there] = order
+        once = there[self._place[there] == order]
+        self._place[once] = order[: len(once)]
+        places = np.full(len(flat), len(once), np.int32)
+        places[flat < self._ring.capacity] = self._place[there]
+        with_zeros = np.append(once, np.int32(self._ring.capacity))
+        return places.reshape(slots.shape), self.gather(with_zeros)
+
+
+def _take(frames: NDArray[Any], slots: Places) -> NDArray[Any]:
+    out = np.empty((*slots.shape, *frames.shape[1:]), frames.dtype)
+    # mode="clip": with "raise", numpy would gather into a buffer of its own first
+    np.take(frames, slots, axis=0, out=out, mode="clip")
+    return out
+
+
+def oldest_of(stacks: Numbers) -> Numbers:
+    """Return int64 [K]: the oldest row of each of the stacks, int64 [K, n_frames]."""
+    oldest: Numbers = np.where(stacks < 0, stacks[:, -1:], stacks).min(axis=1)
+    return oldest

@@ -1,92 +1,88 @@
-"""Which steps a transition may start from, kept exact while rows come and go.
+"""Which rows are sampleable as starts of one kind of unit, kept exact while rows come and go.
 
-A step is *sampleable* for n once its whole stack is still in the ring and its n-step end, or its
-episode's end, has arrived; an episode's last step never is. This index is derived state: it can be
-built from the ring at any time by one scan.
+A start is *sampleable* once its whole stack is still there and its unit's last step, or its episode's
+end, has arrived. This index is derived state: it is built from the ring by one scan when a unit is
+first asked for.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.ring import Numbers, Ring
+from fornix.replay.samplers import Sampler
 from fornix.replay.stacking import Stacker
+from fornix.replay.units import Starts
 
 _SCAN_ROWS = 65_536
-_DENSE = 0.1
+_CELLS_AT_ONCE = 1 << 20  # rows times the steps of a unit, which a look for starts takes memory for
+_WAITS, _IN, _OUT = 0, 1, 2
 
 
 class StartIndex:
-    """The set of sampleable starts for one n, as a flag for each slot and their exact count."""
+    """Tells a sampler which starts there are: each is added once, and removed once.
 
-    def __init__(self, ring: Ring, stacker: Stacker, n_step: int) -> None:
+    Args:
+        ring: of the rows.
+        stacker: whose stacks must be whole.
+        starts: of the unit.
+        sampler: that is told; it is empty.
+        tail: the oldest row that may be a start; the ring's tail, or above it.
+    """
+
+    def __init__(self, ring: Ring, stacker: Stacker, starts: Starts, sampler: Sampler, tail: int) -> None:
         self._ring = ring
-        self._stacker = stacker
-        self._n_step = n_step
-        self._flags: NDArray[np.bool_] = np.zeros(ring.capacity, np.bool_)
-        self.count = 0
-        for low in range(ring.tail, ring.head, _SCAN_ROWS):
-            self._scan(np.arange(low, min(low + _SCAN_ROWS, ring.head), dtype=np.int64))
+        self._n_frames = stacker.n_frames
+        self._starts = starts
+        self.sampler = sampler
+        self.span = starts.span
+        self._at_once = max(1, _CELLS_AT_ONCE // self.span)
+        self._state: NDArray[np.uint8] = np.zeros(ring.capacity, np.uint8)
+        self._state[ring.slots(np.arange(ring.tail, tail))] = _OUT
+        for low in range(tail, ring.head, _SCAN_ROWS):
+            rows = np.arange(low, min(low + _SCAN_ROWS, ring.head), dtype=np.int64)
+            _, whole = stacker.rows(rows, ring.tail)
+            self._state[ring.slots(rows[~whole])] = _OUT
+            self.arrive(rows)
+
+    def begin(self, numbers: Numbers) -> None:
+        """Take notice of rows that have been written, before they arrive."""
+        self._state[self._ring.slots(numbers)] = _WAITS
 
     def evict(self, numbers: Numbers) -> None:
-        """Take out the starts whose stacks lose a row, before it is overwritten."""
+        """Take out, for good, all starts whose stacks lose a row; before it is overwritten."""
         current = numbers
-        for _ in range(self._stacker.n_frames):
+        for _ in range(self._n_frames):
+            self.take_out(current)
+            current = self._ring.after(current)
             current = current[current >= 0]
             if not len(current):
                 return
-            slots = self._ring.slots(current)
-            self.count -= int(np.count_nonzero(self._flags[slots]))
-            self._flags[slots] = False
-            current = self._ring.after(current)
 
-    def arrive(self, numbers: Numbers) -> None:
-        """Put in the starts that are completed by new rows or by a newly marked end."""
-        ends = self._ring.is_end(numbers)
-        any_ends = ends.any()
-        current = numbers
-        for step in range(1, self._n_step + 1):
-            current = self._ring.before(current)
-            if step == self._n_step:
-                self._add(current)
-            elif any_ends:
-                self._add(current[ends])
+    def take_out(self, numbers: Numbers) -> None:
+        """Take out rows for good, whether they are starts already or not yet."""
+        slots = self._ring.slots(numbers)
+        gone = numbers[self._state[slots] == _IN]
+        self._state[slots] = _OUT
+        if len(gone):
+            self.sampler.remove(gone)
 
-    def draw(self, batch_size: int, rng: np.random.Generator) -> Numbers | None:
-        """Return int64 [batch_size], each exactly uniform over the starts; None if there are none.
+    def arrive(self, rows: Numbers) -> None:
+        """Put in the starts that are completed by new rows or by newly marked ends."""
+        for low in range(0, len(rows), self._at_once):
+            self._put_in(self._starts.completed(rows[low : low + self._at_once], self._ring.tail))
 
-        Rejection keeps the cost independent of the ring's size; where few rows are starts, their list
-        is made instead.
-        """
-        if self.count == 0:
-            return None
-        if self.count < _DENSE * len(self._ring):
-            return self._numbers_of(rng.choice(np.flatnonzero(self._flags), batch_size))
-        found = np.empty(0, np.int64)
-        while len(found) < batch_size:
-            drawn = rng.integers(self._ring.tail, self._ring.head, batch_size)
-            found = np.concatenate([found, drawn[self._flags[self._ring.slots(drawn)]]])
-        return found[:batch_size]
+    def _put_in(self, found: Numbers) -> None:
+        slots = self._ring.slots(found)
+        new = self._state[slots] == _WAITS
+        if not new.all():
+            found, slots = found[new], slots[new]
+        if len(found):
+            self._state[slots] = _IN
+            self.sampler.add(found)
 
     def numbers(self) -> Numbers:
         """Return all sampleable starts, oldest first."""
-        return np.sort(self._numbers_of(np.flatnonzero(self._flags)))
-
-    def _scan(self, numbers: Numbers) -> None:
-        current, arrived = numbers, np.zeros(len(numbers), np.bool_)
-        for step in range(1, self._n_step + 1):
-            current = self._ring.after(current)
-            ended = (current >= 0) & self._ring.is_end(current)
-            arrived |= ended if step < self._n_step else current >= 0
-        self._add(numbers[arrived])
-
-    def _add(self, numbers: Numbers) -> None:
-        numbers = numbers[numbers != NONE]
-        _, whole = self._stacker.rows(numbers)
-        slots = self._ring.slots(numbers[whole])
-        self.count += int(np.count_nonzero(~self._flags[slots]))
-        self._flags[slots] = True
-
-    def _numbers_of(self, slots: Numbers) -> Numbers:
-        """Return the numbers of the live rows in `slots`."""
+        slots = np.flatnonzero(self._state == _IN)
         tail = self._ring.tail
-        return tail + (slots - tail) % self._ring.capacity
+        numbers = np.sort(tail + (slots - tail) % self._ring.capacity)
+        return numbers[self.sampler.contains(numbers)]

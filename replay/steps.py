@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fornix.common import trees
+from fornix.common.errors import InvalidRequestError
 from fornix.common.messages import FIRST, LAST, MID
 from fornix.common.signature import Signature
 
@@ -14,26 +16,29 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Steps:
-    """K new steps of some lanes, in order; the fields are those of `messages.Observe`."""
+    """K new steps of some lanes, in order; the fields are those of `messages.Observe`.
+
+    But `frame` has the form of the table's frames: an array [K, *obs], or a dict or tuple of such.
+    """
 
     lane: Array
     step_type: Array
     terminated: Array
     action: Array
     reward: Array
-    frame: Array
+    frame: Any
     extras: dict[str, Array] = field(default_factory=dict)
 
     @classmethod
     def first(
-        cls, signature: Signature, lane: Array, frame: Array, extras: dict[str, Array] | None = None
+        cls, signature: Signature, lane: Array, frame: Any, extras: dict[str, Array] | None = None
     ) -> "Steps":
         """Return the FIRST steps of new episodes.
 
         Args:
             signature: of the table.
             lane: int [K].
-            frame: [K, *obs].
+            frame: [K, *obs], or a dict or tuple of such.
             extras: [K, *extra] each.
         """
         count = len(lane)
@@ -43,7 +48,7 @@ class Steps:
             np.zeros(count, np.bool_),
             np.zeros((count, *signature.action.shape), signature.action.dtype),
             np.zeros(count, signature.reward.dtype),
-            np.asarray(frame),
+            trees.mapped(frame, np.asarray),
             extras or {},
         )
 
@@ -53,7 +58,7 @@ class Steps:
         lane: Array,
         action: Array,
         reward: Array,
-        frame: Array,
+        frame: Any,
         terminated: Array,
         truncated: Array,
         extras: dict[str, Array] | None = None,
@@ -64,7 +69,8 @@ class Steps:
             lane: int [K].
             action: [K, *action], that was taken.
             reward: [K], that it brought.
-            frame: [K, *obs], that it led to: the real last one where the episode ended.
+            frame: [K, *obs], or a dict or tuple of such, that it led to: the real last one where the
+                episode ended.
             terminated: bool [K].
             truncated: bool [K].
             extras: [K, *extra] each.
@@ -77,7 +83,7 @@ class Steps:
             terminated,
             np.asarray(action),
             np.asarray(reward),
-            np.asarray(frame),
+            trees.mapped(frame, np.asarray),
             extras or {},
         )
 
@@ -85,16 +91,25 @@ class Steps:
         """Return both, these first."""
         pairs = {
             name: np.concatenate([getattr(self, name), getattr(other, name)])
-            for name in ("lane", "step_type", "terminated", "action", "reward", "frame")
+            for name in ("lane", "step_type", "terminated", "action", "reward")
         }
-        extras = {name: np.concatenate([array, other.extras[name]]) for name, array in self.extras.items()}
-        return Steps(**pairs, extras=extras)
+        frames = _joined("frame", trees.leaves(self.frame), trees.leaves(other.frame))
+        extras = _joined("extras", self.extras, other.extras)
+        return Steps(**pairs, frame=trees.like(self.frame, frames), extras=extras)
 
     def check(self, signature: Signature) -> None:
         """Raise InvalidRequestError unless every array fits the table's signature."""
         rows = len(self.lane)
-        signature.frame.check("frame", self.frame, rows)
+        signature.check_frame(trees.leaves(self.frame), rows)
         signature.action.check("action", self.action, rows)
         signature.reward.check("reward", self.reward, rows)
         for name, spec in signature.extras.items():
             spec.check(f"extras.{name}", self.extras.get(name, np.empty(0)), rows)
+
+
+def _joined(name: str, mine: dict[str, Array], others: dict[str, Array]) -> dict[str, Array]:
+    if mine.keys() != others.keys():
+        raise InvalidRequestError(
+            f"steps whose {name} are {sorted(mine)} and {sorted(others)} can't be put together"
+        )
+    return {part: np.concatenate([array, others[part]]) for part, array in mine.items()}

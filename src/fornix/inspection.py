@@ -21,6 +21,8 @@ def inspection(address: str, info: Info) -> RenderableType:
         parts += [Text(), _table(name, table)]
         if table["writers"]:
             parts.append(_writers(table["writers"]))
+        if table["readers"]:
+            parts.append(_readers(table["readers"]))
     if not info.tables:
         parts += [Text(), Text("no tables yet: the first client that needs one creates it")]
     if info.reports:
@@ -53,25 +55,37 @@ def _state(table: Mapping[str, Any]) -> dict[str, str]:
     fill = table["steps"] / table["capacity_steps"]
     limiter = table["limiter"]
     wanted = limiter["samples_per_insert"]
+    leased = f", {table['leased']:,} leased" if table["leased"] else ""
     return {
+        "drawn": _sampler(table["sampler"])
+        + (f" from the rows of {table['rows_of']}" if table["rows_of"] else ""),
         "fill": f"{table['steps']:,} of {table['capacity_steps']:,} steps ({fill:.0%}), "
         f"{_size(table['memory_bytes'])}, {table['steps_ever']:,} ever",
         "rates": f"{table['inserts_per_s']:,.0f} inserts/s, {table['samples_per_s']:,.0f} samples/s",
         "episodes": f"{table['episodes']:,}, mean return {_number(table['mean_return'])}, "
         f"mean length {_number(table['mean_length'])}",
         "limiter": f"{table['samples_per_insert']:.2f} samples per insert of "
-        f"{'any number' if wanted is None else f'{wanted:g}'}, first at {limiter['min_size']:,} inserts",
+        f"{'any number' if wanted is None else f'{wanted:g}'}{leased}, first at "
+        f"{limiter['min_size']:,} inserts",
         "way is free": f"inserts {_door(limiter['may_insert'], limiter['waiting_inserts'])}, "
         f"samples {_door(limiter['may_sample'], limiter['waiting_samples'])}",
     }
 
 
 def _writers(writers: Mapping[str, Mapping[str, Any]]) -> RenderableType:
-    grid = Table("writer", "lanes", "requests", "last heard of", box=box.SIMPLE, header_style="dim")
+    grid = Table(
+        "writer", "lanes", "requests", "frames by", "last heard of", box=box.SIMPLE, header_style="dim"
+    )
     for name, writer in writers.items():
-        idle_s = writer["idle_s"]
-        heard = "never" if idle_s is None else f"{idle_s:.1f} s ago"
-        grid.add_row(name, f"{writer['lanes']:,}", f"{writer['sequence']:,}", heard)
+        heard = f"{writer['idle_s']:.1f} s ago"
+        grid.add_row(name, f"{writer['lanes']:,}", f"{writer['sequence']:,}", writer["memory"], heard)
+    return grid
+
+
+def _readers(readers: Mapping[str, Mapping[str, Any]]) -> RenderableType:
+    grid = Table("reader", "frames by", "last heard of", box=box.SIMPLE, header_style="dim")
+    for name, reader in readers.items():
+        grid.add_row(name, reader["memory"], f"{reader['idle_s']:.1f} s ago")
     return grid
 
 
@@ -81,6 +95,14 @@ def _reports(reports: Mapping[str, Mapping[str, Any]]) -> RenderableType:
         metrics = ", ".join(f"{name} {value:,.4g}" for name, value in report["metrics"].items())
         grid.add_row(source, f"{report['age_s']:.1f} s ago", Text(report["doing"]), Text(metrics))
     return grid
+
+
+def _sampler(sampler: Mapping[str, Any]) -> str:
+    exponent = (
+        f", priority exponent {sampler['priority_exponent']:g}" if sampler["kind"] == "prioritized" else ""
+    )
+    times = sampler["max_times_sampled"]
+    return f"{sampler['kind']}{exponent}" + ("" if times is None else f", each at most {times} times")
 
 
 def _door(is_open: bool, waiting: int) -> str:

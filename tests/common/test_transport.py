@@ -207,7 +207,7 @@ def test_polling_without_a_server_ends_too(ipc_address, wait_until):
 
 
 def test_the_server_is_given_the_time_that_the_request_lets_it_wait(ipc_address):
-    request = Sample(table="t", batch_size=1, n_step=1, discount=1.0, timeout_s=0.6)
+    request = Sample(table="t", batch_size=1, discount=1.0, timeout_s=0.6)
     with a_transport(ipc_address, retry_after_s=0.1, give_up_after_s=0.1) as way:
         began = time.monotonic()
         with pytest.raises(UnreachableError, match=r"for 0\.7 s"):
@@ -217,7 +217,7 @@ def test_the_server_is_given_the_time_that_the_request_lets_it_wait(ipc_address)
 
 
 def test_one_requests_failures_take_no_time_from_another(ipc_address):
-    patient = Sample(table="t", batch_size=1, n_step=1, discount=1.0, timeout_s=0.8)
+    patient = Sample(table="t", batch_size=1, discount=1.0, timeout_s=0.8)
     with a_transport(ipc_address, retry_after_s=0.1, give_up_after_s=0.4) as way:
         began = time.monotonic()
         long, short = way.send(patient), way.send(InfoQuery())
@@ -285,14 +285,14 @@ def test_one_who_was_stopped_for_long_tries_again_before_it_gives_up(ipc_address
 
 def test_an_answer_that_cannot_be_read_is_an_error_that_says_so(ipc_address):
     newer = {
-        1: lambda number: [done(number)[0].replace(b"\xa1v\x01", b"\xa1v\x02")],
+        1: lambda number: [done(number)[0].replace(b"\xa1v\x02", b"\xa1v\x03")],
         2: lambda number: [done(number)[0].replace(b"\xa4done", b"\xa4dome")],
     }
     with (
         Peer(ipc_address, lambda count, _, number, __: newer[count](number)),
         a_transport(ipc_address) as way,
     ):
-        for said in ("protocol version 2 is not 1", "message type 'dome' is not one of batch"):
+        for said in ("protocol version 3 is not 2", "message type 'dome' is not one of batch"):
             reply = way.wait(way.send(InfoQuery()))
             assert isinstance(reply, Refused)
             assert reply.code == ProtocolError.code

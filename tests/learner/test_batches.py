@@ -12,7 +12,8 @@ from fornix.common.config import LearnerConfig
 from fornix.common.errors import InvalidRequestError, SignatureError
 from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
-from fornix.learner.batches import LocalBatches, PrefetchedBatches, to_batch
+from fornix.learner.batches import LocalBatches, PrefetchedBatches
+from fornix.learner.transfer import Transfer, to_batch
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService
@@ -98,7 +99,30 @@ def test_views_stay_views(local):
     write(local)
     transitions = local.sample(TABLE, 16, n_step=2, discount=0.5).result()
     stack = to_batch(transitions).stack
-    assert np.shares_memory(stack.numpy(), transitions.batch.window)
+    assert np.shares_memory(stack.numpy(), transitions.window)
+
+
+def test_to_another_device_everything_is_moved(local):
+    write(local)
+    transfer = Transfer("meta")
+    assert transfer.allocate((3, 2), np.float32).shape == (3, 2)
+    batch = transfer(local.sample(TABLE, 16).result())
+    assert {tensor.device.type for tensor in vars(batch).values()} == {"meta"}
+    assert batch.stack.shape == (16, 3, 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_to_a_cuda_device_batches_come_from_page_locked_memory(local):
+    write(local)
+    transfer = Transfer("cuda")
+    with local.batches(TABLE, 16, allocate=transfer.allocate) as batches:
+        for _ in range(20):
+            transitions = next(batches)
+            assert torch.from_numpy(transitions.stack).is_pinned()
+            wanted, moved = to_batch(transitions), transfer(transitions)
+            for name, tensor in vars(moved).items():
+                assert tensor.is_cuda
+                assert torch.equal(tensor.cpu(), getattr(wanted, name))
 
 
 def test_in_one_process_a_batch_comes_as_soon_as_there_is_data(local):
@@ -118,21 +142,60 @@ def test_batches_are_fetched_ahead_but_not_far(ipc_address, serve, wait_until):
         create(client)
         write(client)
         seen = []
-        with prefetching(ipc_address, seen=seen.append) as source:
+        with prefetching(ipc_address, seen=lambda drawn: seen.append(drawn.copy())) as source:
 
             def drawn():
-                return client.info().tables[TABLE]["samples"] / CONFIG.batch_size
+                table = client.info().tables[TABLE]
+                return (table["samples"] + table["leased"]) / CONFIG.batch_size
 
             wait_until(lambda: drawn() >= 4, "batches before anyone asked")
-            batches = [get(source) for _ in range(10)]
+            for at in range(10):
+                batch = get(source)
+                check(batch)
+                assert torch.equal(batch.stack, torch.from_numpy(seen[at].stack))
             wait_until(lambda: len(seen) == 13, "two ready, and one at hand")
             assert source.get(0) is not None
             wait_until(lambda: len(seen) == 14, "one more in place of the one taken")
             assert drawn() <= len(seen) + 2
         assert source.doing == ""
-        for batch, transitions in zip(batches, seen, strict=False):
-            check(batch)
-            assert np.shares_memory(batch.stack.numpy(), transitions.batch.window)
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["socket", "mapped"])
+def test_a_batch_in_use_is_never_written_to_however_slow_its_consumer(
+    share, ipc_address, serve, wait_until
+):
+    """The prefetcher has all the time that it wants: until it waits for the consumer."""
+    service = ReplayService(time.monotonic, seed=0, share=share)
+    fetched, places = [], set()
+    with serve(ipc_address, service), Client.connect(ipc_address) as client:
+        create(client)
+        write(client)
+        assert client.memory_path(TABLE) == ("mapped" if share else "socket")
+        with prefetching(ipc_address, seen=lambda drawn: fetched.append(len(fetched))) as source:
+            for taken in range(1, 26):
+                batch = get(source)
+                as_it_came = {name: tensor.clone() for name, tensor in vars(batch).items()}
+                check(batch)
+                wait_until(lambda due=taken + 3: len(fetched) == due, "two ready, and one at hand")
+                for name, tensor in as_it_came.items():
+                    assert torch.equal(getattr(batch, name), tensor)
+                places.add(batch.stack.data_ptr())
+        assert len(places) == 4  # and no more memory than that is used
+
+
+def test_what_was_fetched_and_not_got_is_given_back(ipc_address, serve, wait_until):
+    """It was not trained on, so the limiter must not count it."""
+    seen = []
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        create(client)
+        write(client)
+        with prefetching(ipc_address, seen=seen.append) as source:
+            for _ in range(5):
+                get(source)
+            wait_until(lambda: len(seen) == 8, "two ready, and one at hand")
+        table = client.info().tables[TABLE]
+        assert table["samples"] == 5 * CONFIG.batch_size
+        assert table["leased"] == 0
 
 
 def test_it_says_what_it_waits_for_until_data_comes(ipc_address, serve, wait_until):

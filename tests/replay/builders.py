@@ -2,8 +2,20 @@
 
 import numpy as np
 
-from fornix.common.messages import FIRST, LAST, MID, LimiterSpec, Observe, Sample, TableSpec
+from fornix.common import trees
+from fornix.common.messages import (
+    FIRST,
+    LAST,
+    MID,
+    LimiterSpec,
+    Observe,
+    Sample,
+    SamplerSpec,
+    TableSpec,
+    Transition,
+)
 from fornix.common.signature import ArraySpec, Signature
+from fornix.replay.memory import Memory
 from fornix.replay.storage import AnonymousColumns
 from fornix.replay.table import Table
 
@@ -30,17 +42,63 @@ def signature(n_frames=3, **changes):
     return Signature(**(fields | changes))
 
 
-def spec(capacity=100, n_frames=3, limiter=None, **changes):
+def spec(capacity=100, n_frames=3, limiter=None, sampler=None, rows_of=None, **changes):
     return TableSpec(
         signature=signature(n_frames, **changes),
         capacity_steps=capacity,
         limiter=limiter or LimiterSpec(),
+        sampler=sampler or SamplerSpec(),
+        rows_of=rows_of,
     )
 
 
 def a_table(capacity=100, n_frames=3, seed=0, **changes):
+    """Return a table with rows of its own."""
     made = spec(capacity, n_frames, **changes)
-    return Table(made, AnonymousColumns(made.signature, capacity), np.random.default_rng(seed))
+    memory = Memory(made.signature, AnonymousColumns(made.signature, capacity))
+    return Table(made, memory, np.random.default_rng(seed))
+
+
+def a_table_on(memory, capacity, n_frames, sampler=None, seed=0, limiter=None):
+    """Return a table that draws from the rows of a memory, which others draw from too."""
+    made = TableSpec(
+        signature=memory.signature.model_copy(update={"n_frames": n_frames}),
+        capacity_steps=capacity,
+        limiter=limiter or LimiterSpec(),
+        sampler=sampler or SamplerSpec(),
+        rows_of="t",
+    )
+    return Table(made, memory, np.random.default_rng(seed))
+
+
+def leaf(spec, value, at=0):
+    """Return an array that no other value (up to 99,999) or place has; zeros, as padding has, for None."""
+    items = np.arange(int(np.prod(spec.shape)))
+    flat = 0 * items if value is None else (value + 1 + 100_000 * at) * (-1) ** items
+    return flat.reshape(spec.shape).astype(spec.dtype)
+
+
+def column(spec, values, at=0):
+    """Return the arrays of many values, [len(values), *shape]."""
+    made = [leaf(spec, value, at) for value in values]
+    return np.array(made, spec.dtype).reshape(len(made), *spec.shape)
+
+
+def frames_of(like, values):
+    """Return the frames of values under a signature: by path, [len(values), *obs] each."""
+    return {path: column(spec, values, at) for at, (path, spec) in enumerate(like.frames.items())}
+
+
+def extras_of(like, values):
+    """Return the extras of values under a signature, by name."""
+    return {name: column(spec, values, 20 + at) for at, (name, spec) in enumerate(like.extras.items())}
+
+
+def action_of(spec, value):
+    """Return the action of a value: the value itself where that is enough, zeros for None."""
+    if spec.shape == ():
+        return np.array(value or 0, spec.dtype)
+    return leaf(spec, value, at=40)
 
 
 def frame(value):
@@ -48,16 +106,19 @@ def frame(value):
     return np.array([value + 1, -value - 1], np.int32)
 
 
-def observe(sequence, rows, *, writer="w", incarnation=1, table="t", **changes):
+def observe(sequence, rows, *, writer="w", incarnation=1, table="t", like=None, **changes):
     """Return a request of rows (lane, (step type, terminated), value).
 
-    A row's frame is made of its value; its action is the value, its reward 10 · value, and on FIRST
-    numbers that must never be seen again.
+    A row's frame is made of its value, and so are its extras; its action is the value, its reward
+    10 · value, and on FIRST numbers that must never be seen again.
     """
-    lanes, kinds, values = zip(*rows, strict=True)
+    like = like or signature()
+    lanes, kinds, values = zip(*rows, strict=True) if rows else ((), (), ())
     step_type = np.array([kind for kind, _ in kinds], np.uint8)
     acted = step_type != FIRST
-    values = np.array(values)
+    actions = np.array([action_of(like.action, value) for value in values], like.action.dtype)
+    actions = actions.reshape(len(rows), *like.action.shape)
+    actions[~acted] = -999
     fields = {
         "table": table,
         "writer": writer,
@@ -65,16 +126,18 @@ def observe(sequence, rows, *, writer="w", incarnation=1, table="t", **changes):
         "sequence": sequence,
         "lane": np.array(lanes, np.int32),
         "step_type": step_type,
-        "terminated": np.array([terminated for _, terminated in kinds]),
-        "action": np.where(acted, values, -999).astype(np.int32),
-        "reward": np.where(acted, 10 * values, 1e9).astype(np.float32),
-        "frame": np.stack([frame(value) for value in values]),
+        "terminated": np.array([terminated for _, terminated in kinds], np.bool_),
+        "action": actions,
+        "reward": np.where(acted, 10 * np.array(values), 1e9).astype(np.float32),
+        "frame": trees.bare(frames_of(like, values)),
+        "extras": extras_of(like, values),
     }
     return Observe(**(fields | changes))
 
 
-def sample(batch_size=32, n_step=1, discount=0.5, table="t", timeout_s=10.0):
-    return Sample(table=table, batch_size=batch_size, n_step=n_step, discount=discount, timeout_s=timeout_s)
+def sample(batch_size=32, n_step=1, discount=0.5, table="t", timeout_s=10.0, **changes):
+    fields = {"table": table, "batch_size": batch_size, "discount": discount, "timeout_s": timeout_s}
+    return Sample(**({"unit": Transition(n_step=n_step)} | fields | changes))
 
 
 def a_stack(*values):
@@ -89,12 +152,12 @@ class Episodes:
     def __init__(self, table, writer="w", lanes=1, incarnation=1):
         self.table = table
         self._who = {"writer": writer, "incarnation": incarnation}
-        self.sequence = table.open_writer(writer, incarnation, lanes)
+        self.sequence = table.memory.open_writer(writer, incarnation, lanes)
 
     def write(self, *rows, **changes):
         """Send rows (lane, kind, value), and return the answer."""
         self.request = observe(self.sequence, rows, **self._who, **changes)
-        answer = self.table.observe(self.request, now=0.0)
+        answer = self.table.memory.observe(self.request, now=0.0)
         self.sequence += 1
         return answer
 
@@ -113,8 +176,9 @@ def transitions(table, n_step=1, discount=0.5, draws=400):
         row = {
             name: getattr(batch, name)[at]
             for name in type(batch).model_fields
-            if name not in ("extras", "held_s")
+            if name not in ("extras", "held_s", "frame", "oldest", "mask", "memory")
         }
+        row["window"] = batch.frame[batch.index[at]]
         n_frames, steps = table.spec.signature.n_frames, int(row["steps"])
         row["stack"] = row["window"][:n_frames]
         row["next_stack"] = row["window"][steps : steps + n_frames]

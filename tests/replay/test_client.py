@@ -1,12 +1,25 @@
+"""The client, against the service: in one process, over a socket, and with its memory mapped."""
+
+import contextlib
+import itertools
+import threading
+import time
+
 import numpy as np
 import pytest
 
 from fornix.common.errors import (
+    EvictedError,
     FornixError,
     InvalidRequestError,
     UnknownTableError,
     WaitTimeoutError,
 )
+from fornix.common.messages import LimiterSpec, SamplerSpec, TableSpec, Transition
+from fornix.common.signature import ArraySpec, Signature
+from fornix.replay.client import Client
+from fornix.replay.local import LocalTransport
+from fornix.replay.service import ReplayService
 from fornix.replay.steps import Steps
 
 from .builders import F, spec
@@ -55,3 +68,213 @@ def test_an_error_reply_is_raised_under_its_own_class():
         client.signature("tt")
     with pytest.raises(FornixError):
         client.create_table("t", spec(capacity=5))
+
+
+EYE, ARM = ArraySpec.of((2, 2), np.uint8), ArraySpec.of((), np.float32)
+NESTED = Signature(frame={"eye": EYE, "arms": (ARM, ARM)}, action=ArraySpec.of((), np.int32), n_frames=2)
+
+
+def nested(*values):
+    """Return frames that tell their values in every array."""
+    made = np.array(values)
+    return {
+        "eye": np.broadcast_to(made[:, None, None], (len(made), 2, 2)).astype(np.uint8),
+        "arms": (made.astype(np.float32), made.astype(np.float32) + 100),
+    }
+
+
+def play(writer, count, begin=0, lane=0, ended=True):
+    """Write an episode whose frames, actions and rewards count from `begin`; return its last answer."""
+    lanes, no = np.array([lane], np.int32), np.zeros(1, np.bool_)
+    answer = writer.observe(Steps.first(NESTED, lanes, nested(begin))).result()
+    for value in range(begin + 1, begin + count):
+        over = np.array([ended and value == begin + count - 1])
+        action, reward = np.array([value], np.int32), np.array([value], np.float32)
+        steps = Steps.after_actions(lanes, action, reward, nested(value), over, no)
+        answer = writer.observe(steps).result()
+    return answer
+
+
+@contextlib.contextmanager
+def a_table(address, serve, way, capacity=64, **fields):
+    """Yield a client that comes by frames in some way, of a table `t` of nested frames."""
+    shared = ReplayService(time.monotonic, seed=0, share=True)
+    with contextlib.ExitStack() as stack:
+        if way == "in process":
+            client = Client(LocalTransport(shared))
+        else:
+            stack.enter_context(serve(address, shared))
+            client = stack.enter_context(Client.connect(address, memory=way))
+        client.create_table("t", TableSpec(signature=NESTED, capacity_steps=capacity, **fields))
+        assert client.memory_path("t") == ("mapped" if way == "mapped" else "socket")
+        yield client
+    shared.close()
+
+
+WAYS = ["in process", "socket", "mapped"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_frames_of_several_arrays_come_back_in_their_form_whatever_the_way(way, ipc_address, serve):
+    with a_table(ipc_address, serve, way) as client:
+        answer = play(client.open_writer("t", "me", 1), 10)
+        assert answer.stack["arms"][1].tolist() == [[108, 109]]
+        assert answer.stack["eye"].shape == (1, 2, 2, 2)
+        found = client.stacks("t", np.array([0, 4]))
+        assert found.stack["arms"][0].tolist() == [[0, 0], [3, 4]]
+        drawn = client.sample("t", 50, n_step=3).result()
+        for form, tree in (("stack", drawn.stack), ("next_stack", drawn.next_stack)):
+            newest = drawn.key if form == "stack" else drawn.batch.next_key
+            assert tree["arms"][0][:, -1].tolist() == newest.tolist()
+            assert (tree["eye"][:, -1] == newest[:, None, None]).all()
+            before = np.maximum(newest - 1, 0)
+            assert tree["arms"][0][:, 0].tolist() == before.tolist()
+        assert drawn.action.tolist() == (drawn.key + 1).tolist()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_sequences_and_episodes(way, ipc_address, serve):
+    with a_table(ipc_address, serve, way) as client:
+        writer = client.open_writer("t", "me", 1)
+        play(writer, 10)
+        play(writer, 4, begin=20)
+        drawn = client.sample_sequences("t", 40, length=4, overlap=2, burn_in=1).result()
+        assert set(drawn.key.tolist()) == {0, 2, 4, 6, 10}  # 8 - 10 would hold nothing that 6 - 10 lacks
+        for row, key in enumerate(drawn.key.tolist()):
+            first = key if key < 10 else 20
+            there = 3 if key in (6, 10) else 4
+            assert drawn.mask[row].tolist() == [True] * there + [False] * (4 - there)
+            assert drawn.loss_mask[row].tolist() == [False, *drawn.mask[row, 1:].tolist()]
+            values = drawn.frame["arms"][0][row]
+            assert values.tolist() == [first + t if t <= there else 0 for t in range(5)]
+            assert drawn.action[row, :there].tolist() == [first + t + 1 for t in range(there)]
+            assert (drawn.stack["arms"][0][row, :there, -1] == values[:there]).all()
+            assert (drawn.next_stack["arms"][0][row, :there, -1] == values[1 : there + 1]).all()
+        episodes = client.sample_episodes("t", 30).result()
+        assert set(episodes.key.tolist()) == {0, 10}
+        assert episodes.mask.sum(axis=1).tolist() == [9 if key == 0 else 3 for key in episodes.key]
+        assert client.sample_episodes("t", 3, max_steps=5).result().mask.shape == (3, 3)
+
+
+def test_samples_whose_rows_are_overwritten_meanwhile_are_drawn_anew(ipc_address, serve, wait_until):
+    with a_table(ipc_address, serve, "mapped", capacity=32) as client:
+        writer = client.open_writer("t", "me", 1)
+        play(writer, 30, ended=False)
+        pending = client.sample("t", 64)
+        wait_until(pending.done, "the places")
+        with Client.connect(ipc_address, memory="socket") as other:
+            second = other.open_writer("t", "other", 1)
+            play(second, 20, begin=40, ended=False)
+        drawn = pending.result()
+        assert drawn.key.min() >= 50 - 32
+        values = np.where(drawn.key < 30, drawn.key, drawn.key + 10)
+        assert drawn.stack["arms"][0][:, -1].tolist() == values.tolist()
+        assert drawn.action.tolist() == (values + 1).tolist()
+        # what is drawn anew is charged to nobody
+        assert client.info().tables["t"]["samples"] == 64
+
+
+def test_a_stack_that_is_overwritten_before_it_is_copied_is_evicted(ipc_address, serve, wait_until):
+    with a_table(ipc_address, serve, "mapped", capacity=32) as client:
+        writer = client.open_writer("t", "me", 1)
+        steps = Steps.first(NESTED, np.zeros(1, np.int32), nested(1))
+        pending = writer.observe(steps)
+        wait_until(pending.done, "the places")
+        with Client.connect(ipc_address, memory="socket") as other:
+            play(other.open_writer("t", "other", 1), 40)
+        with pytest.raises(EvictedError):
+            pending.result()
+
+
+def test_a_client_outlives_its_server_and_maps_the_next_ones_memory(ipc_address, serve):
+    with Client.connect(ipc_address) as client:
+        for begin in (0, 100):
+            with serve(ipc_address, ReplayService(time.monotonic, seed=0, share=True)):
+                client.create_table("t", TableSpec(signature=NESTED, capacity_steps=64))
+                play(client.open_writer("t", "me", 1), 10, begin=begin)
+                for _ in range(3):
+                    drawn = client.sample("t", 20).result()
+                    assert drawn.stack["arms"][0][:, -1].tolist() == (drawn.key + begin).tolist()
+                assert client.memory_path("t") == "mapped"
+
+
+def test_batches_are_right_while_the_ring_is_overwritten(ipc_address, serve):
+    """A writer goes round a small ring as fast as it can."""
+    stop = threading.Event()
+
+    def write():
+        with Client.connect(ipc_address, name="writer") as other:
+            writer = other.open_writer("t", "me", 1)
+            while not stop.is_set():
+                play(writer, 40)
+
+    with a_table(ipc_address, serve, "mapped", capacity=64) as client:
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            with client.batches("t", 32, Transition(n_step=3), in_flight=4) as batches:
+                for drawn in itertools.islice(batches, 200):
+                    start = drawn.key % 40
+                    end = drawn.batch.next_key % 40
+                    assert (drawn.stack["arms"][0][:, -1] == start).all()
+                    assert (drawn.next_stack["eye"][:, -1, 0, 0] == end).all()
+                    assert (drawn.next_stack["arms"][1][:, 0] == np.maximum(end - 1, 0) + 100).all()
+                    assert (drawn.action == start + 1).all()
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_tables_are_listed_changed_emptied_and_dropped(ipc_address, serve):
+    with a_table(ipc_address, serve, "socket") as client:
+        assert client.list_tables()["t"].signature == NESTED
+        client.set_limiter("t", LimiterSpec(min_size=5))
+        assert client.list_tables()["t"].limiter.min_size == 5
+        play(client.open_writer("t", "me", 1), 10)
+        client.reset_table("t")
+        assert client.info().tables["t"]["steps"] == 0
+        client.drop_table("t")
+        assert client.list_tables() == {}
+        with pytest.raises(UnknownTableError):
+            client.drop_table("t")
+
+
+def test_priorities_decide_what_is_drawn(ipc_address, serve):
+    sampler = SamplerSpec(kind="prioritized", priority_exponent=1.0)
+    with a_table(ipc_address, serve, "socket", sampler=sampler) as client:
+        play(client.open_writer("t", "me", 1), 5)
+        keys = np.array([0, 1, 2, 3, 9])
+        told = client.update_priorities("t", keys, np.array([0.0, 1.0, 0.0, 3.0, 1.0])).result()
+        assert (told.applied, told.ignored) == (4, 1)
+        drawn = client.sample("t", 400, importance_exponent=1.0).result()
+        assert set(drawn.key.tolist()) == {1, 3}
+        assert set(zip(drawn.key.tolist(), drawn.weight.tolist(), strict=True)) == {
+            (1, 1.0),
+            (3, np.float32(1 / 3)),
+        }
+
+
+def test_lanes_that_leave_end_their_episodes(ipc_address, serve):
+    with a_table(ipc_address, serve, "socket") as client:
+        writer = client.open_writer("t", "me", 1)
+        play(writer, 4, ended=False)
+        steps = Steps.first(NESTED, np.zeros(1, np.int32), nested(50))
+        writer.observe(steps, leave=np.zeros(1, np.int32)).result()
+        assert set(client.sample("t", 50).result().key.tolist()) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda client: client.sample("t", 2, n_step=65), r"n_step = 65"),
+        (lambda client: client.sample_sequences("t", 2, length=4, overlap=4), r"overlap 4 is not below"),
+        (lambda client: client.sample_episodes("t", 2, max_steps=0), r"max_steps = 0"),
+        (lambda client: client.batches("t", 2, discount=2.0), r"discount = 2"),
+        (lambda client: client.sample("t", 2, importance_exponent=-1.0), r"importance_exponent = -1"),
+    ],
+)
+def test_a_request_that_can_not_be_right_is_refused_before_it_is_sent(call, message):
+    client, transport = a_client(a_desk())
+    with pytest.raises(InvalidRequestError, match=message):
+        call(client)
+    assert transport.sent == []

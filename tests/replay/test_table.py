@@ -10,7 +10,7 @@ from fornix.common.errors import (
     SequenceError,
     UnknownWriterError,
 )
-from fornix.common.messages import MID
+from fornix.common.messages import MID, Transition
 from fornix.common.signature import ArraySpec
 from fornix.common.wire import MAX_MESSAGE_BYTES
 
@@ -19,13 +19,13 @@ from .builders import CUT, END, Episodes, F, M, a_stack, a_table, frame, observe
 
 def contents(table):
     """Return all that a table remembers, so that two moments can be compared."""
-    ring = table.ring
+    ring = table.memory.ring
     columns = {name: ring.column(name).tobytes() for name in ring.names}
     writers = {
         name: (writer.incarnation, writer.sequence, writer.newest.tolist(), writer.returns.tolist())
-        for name, writer in table.writers.items()
+        for name, writer in table.memory.writers.items()
     }
-    counts = (ring.head, ring.tail, table.limiter.inserts, table.limiter.samples, table.episodes)
+    counts = (ring.head, ring.tail, table.limiter.inserts, table.limiter.samples, table.memory.episodes)
     return columns, copy.deepcopy(writers), counts
 
 
@@ -53,7 +53,7 @@ def test_an_episode_shorter_than_a_stack_is_padded_to_its_end():
     table = a_table(n_frames=5)
     Episodes(table).steps(F, END)
     assert np.array_equal(
-        table.stacks(np.array([0, 1])).stack,
+        table.memory.stacks(np.array([0, 1])).stack,
         [a_stack(None, None, None, None, 0), a_stack(None, None, None, 0, 1)],
     )
 
@@ -97,7 +97,7 @@ def test_an_episodes_end_and_the_next_ones_beginning_fit_one_request():
     assert found.keys() == {0, 1}
     assert np.array_equal(found[1]["next_stack"], a_stack(0, 1, 2))
     assert found[1]["discount"] == 0
-    assert table.episodes == 1
+    assert table.memory.episodes == 1
 
 
 @pytest.mark.parametrize("rows", [[(0, F, 0), (0, M, 1)], [(0, F, 0), (0, END, 1)]])
@@ -105,15 +105,14 @@ def test_a_step_whose_stack_nobody_would_be_handed_is_refused(rows):
     episodes = Episodes(a_table(n_frames=3))
     with pytest.raises(InvalidRequestError, match=r"lane 0 stands in two rows .* the second is no FIRST"):
         episodes.write(*rows)
-    assert len(episodes.table.ring) == 0
+    assert len(episodes.table.memory.ring) == 0
 
 
 def test_keys_alone_may_be_asked_for():
     table = a_table(n_frames=3)
     answer = Episodes(table).write((0, F, 0), stacks=False)
     assert answer.key.tolist() == [0]
-    assert answer.stack.shape == (0, 3, 2)
-    assert answer.stack.dtype == np.int32
+    assert answer.stack is None
 
 
 @pytest.mark.parametrize("key", [-1, 3, 2**62, -(2**63)])
@@ -121,7 +120,7 @@ def test_a_stack_of_a_step_that_is_not_there_is_refused(key):
     table = a_table()
     Episodes(table).steps(F, M, M)
     with pytest.raises(EvictedError, match=rf"stack of step {key} is not there.* 0 to 2"):
-        table.stacks(np.array([1, key]))
+        table.memory.stacks(np.array([1, key]))
 
 
 # transitions ---------------------------------------------------------------------------------------
@@ -179,11 +178,11 @@ def test_a_step_waits_for_its_n_step_end():
     table = a_table()
     episodes = Episodes(table)
     for count, kind in enumerate([F, M, M, M, M]):
-        assert table.starts(3).tolist() == list(range(count - 3))
+        assert table.starts(Transition(n_step=3)).tolist() == list(range(count - 3))
         episodes.write((0, kind, count))
-    assert table.starts(3).tolist() == [0, 1]
+    assert table.starts(Transition(n_step=3)).tolist() == [0, 1]
     episodes.write((0, CUT, 5))
-    assert table.starts(3).tolist() == [0, 1, 2, 3, 4]
+    assert table.starts(Transition(n_step=3)).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_neither_an_empty_table_nor_a_first_step_can_be_drawn_from():
@@ -203,14 +202,15 @@ def test_an_index_made_late_holds_the_same_starts():
     table, other = a_table(capacity=20), a_table(capacity=20)
     for made, early in ((table, True), (other, False)):
         if early:
-            made.starts(2)
+            made.starts(Transition(n_step=2))
         episodes = Episodes(made, lanes=2)
         for _ in range(7):
             episodes.write((0, F, 1), (1, F, 2))
             episodes.write((0, M, 3), (1, CUT, 4))
             episodes.write((0, END, 5), (1, F, 2))
             episodes.write((1, END, 7))
-    assert table.starts(2).tolist() == other.starts(2).tolist() != []
+    wanted = table.starts(Transition(n_step=2)).tolist()
+    assert other.starts(Transition(n_step=2)).tolist() == wanted != []
 
 
 def test_extras_and_policy_versions_come_with_the_step_that_they_arrived_with():
@@ -241,8 +241,8 @@ def test_old_episodes_give_way_to_new_ones():
     episodes = Episodes(table)
     for begin in (0, 4, 8):
         episodes.steps(F, M, M, END, begin=begin)
-    assert (table.ring.tail, table.ring.head) == (4, 12)
-    assert table.starts(1).tolist() == [4, 5, 6, 8, 9, 10]
+    assert (table.memory.ring.tail, table.memory.ring.head) == (4, 12)
+    assert table.starts(Transition(n_step=1)).tolist() == [4, 5, 6, 8, 9, 10]
     found = transitions(table)
     assert found.keys() == {4, 5, 6, 8, 9, 10}
     for key, row in found.items():
@@ -255,26 +255,26 @@ def test_old_episodes_give_way_to_new_ones():
 def test_a_stack_that_lost_a_row_cannot_be_drawn_or_asked_for():
     table = a_table(capacity=8, n_frames=3)
     keys = Episodes(table).steps(F, M, M, M, M, M, M, M, M, M)  # rows 0 and 1 are gone
-    assert table.starts(1).tolist() == keys[4:-1]
-    assert np.array_equal(table.stacks(np.array([4])).stack[0], a_stack(2, 3, 4))
+    assert table.starts(Transition(n_step=1)).tolist() == keys[4:-1]
+    assert np.array_equal(table.memory.stacks(np.array([4])).stack[0], a_stack(2, 3, 4))
     for key in (1, 2, 3):
         with pytest.raises(EvictedError, match=f"stack of step {key} is not there.* 2 to 9"):
-            table.stacks(np.array([key]))
+            table.memory.stacks(np.array([key]))
 
 
 def test_a_start_may_be_overwritten_while_its_n_step_end_is_pending():
     table = a_table(capacity=8, n_frames=1)
-    table.starts(3)
+    table.starts(Transition(n_step=3))
     slow, fast = Episodes(table, "slow"), Episodes(table, "fast")
     slow.steps(F, M)
     fast.steps(F, M, M, M, M, M, M)  # row 0 is gone, row 1 is the slow lane's newest
-    assert table.ring.tail == 1
+    assert table.memory.ring.tail == 1
     slow.write((0, M, 2))  # overwrites row 1: what the slow lane began can't be completed
     slow.write((0, M, 3))
     slow.write((0, CUT, 4))
-    slow_rows = [row for row in range(table.ring.tail, table.ring.head) if row in (9, 10, 11)]
+    slow_rows = [row for row in range(table.memory.ring.tail, table.memory.ring.head) if row in (9, 10, 11)]
     assert slow_rows == [9, 10, 11]
-    assert table.starts(3).tolist() == [4, 5, 9, 10]
+    assert table.starts(Transition(n_step=3)).tolist() == [4, 5, 9, 10]
 
 
 def test_a_lane_that_slept_too_long_is_refused_and_nothing_is_stored():
@@ -314,8 +314,8 @@ def test_a_writer_whose_stacks_cannot_fit_is_refused(n_frames, lanes, capacity):
     with pytest.raises(
         InvalidRequestError, match=f"{lanes} lanes need at least {needed} .* has {capacity}"
     ):
-        table.open_writer("w", 1, lanes)
-    assert not table.writers
+        table.memory.open_writer("w", 1, lanes)
+    assert not table.memory.writers
 
 
 # exactly once --------------------------------------------------------------------------------------
@@ -328,14 +328,14 @@ def test_a_request_that_comes_again_is_answered_again_and_not_applied():
     answer = episodes.write((0, END, 1), (1, M, 11), (0, F, 2))
     request = episodes.request
     before = contents(table)
-    assert table.is_repeated(request)
-    again = table.answer_again(request)
+    assert table.memory.is_repeated(request)
+    again = table.memory.answer_again(request)
     assert again.key.tolist() == answer.key.tolist()
     assert again.stack.tobytes() == answer.stack.tobytes()
     assert contents(table) == before
     episodes.write((0, M, 3))
-    assert table.is_repeated(request)
-    assert table.answer_again(request).stack.tobytes() == answer.stack.tobytes()
+    assert table.memory.is_repeated(request)
+    assert table.memory.answer_again(request).stack.tobytes() == answer.stack.tobytes()
 
 
 def test_a_request_too_old_to_be_answered_again_is_refused():
@@ -343,9 +343,9 @@ def test_a_request_too_old_to_be_answered_again_is_refused():
     episodes = Episodes(table)
     episodes.steps(F, *[M] * 20)
     with pytest.raises(SequenceError, match=r"request 3 of writer 'w' .* the next number is 22"):
-        table.answer_again(observe(3, [(0, M, 2)]))
+        table.memory.answer_again(observe(3, [(0, M, 2)]))
     with pytest.raises(SequenceError, match="request 0"):
-        table.answer_again(observe(0, [(0, M, 2)]))
+        table.memory.answer_again(observe(0, [(0, M, 2)]))
 
 
 def test_a_request_whose_answer_was_overwritten_is_refused():
@@ -356,7 +356,7 @@ def test_a_request_whose_answer_was_overwritten_is_refused():
     with pytest.raises(
         SequenceError, match=r"request 2 of writer 'w' was applied, and the stack of step 1"
     ):
-        table.answer_again(observe(2, [(0, M, 1)]))
+        table.memory.answer_again(observe(2, [(0, M, 1)]))
 
 
 @pytest.mark.parametrize("sequence", [3, 4, 2**62])
@@ -364,8 +364,8 @@ def test_a_gap_is_refused_with_the_number_that_is_expected(sequence):
     table = a_table()
     Episodes(table).steps(F)
     with pytest.raises(SequenceError, match=f"sent request {sequence}, and 2 is expected"):
-        table.is_repeated(observe(sequence, [(0, M, 1)]))
-    assert not table.is_repeated(observe(2, [(0, M, 1)]))
+        table.memory.is_repeated(observe(sequence, [(0, M, 1)]))
+    assert not table.memory.is_repeated(observe(2, [(0, M, 1)]))
 
 
 def test_an_older_incarnation_is_fenced():
@@ -377,9 +377,9 @@ def test_an_older_incarnation_is_fenced():
     with pytest.raises(FencedError, match="incarnation 5 of writer 'w' has been replaced by 6"):
         old.write((0, M, 2))
     with pytest.raises(FencedError, match="replaced by 6"):
-        table.is_repeated(observe(1, [(0, F, 0)], incarnation=5))
+        table.memory.is_repeated(observe(1, [(0, F, 0)], incarnation=5))
     with pytest.raises(FencedError, match="replaced by 6"):
-        table.open_writer("w", 5, 1)
+        table.memory.open_writer("w", 5, 1)
     assert contents(table) == before
 
 
@@ -387,9 +387,9 @@ def test_a_writer_that_was_never_opened_is_refused():
     table = a_table()
     Episodes(table, "other")
     with pytest.raises(UnknownWriterError, match="writer 'w' is not open in table 't'; open it first"):
-        table.observe(observe(1, [(0, F, 0)]), now=0.0)
+        table.memory.observe(observe(1, [(0, F, 0)]), now=0.0)
     with pytest.raises(UnknownWriterError, match="is open as incarnation 1, not 2"):
-        table.observe(observe(1, [(0, F, 0)], writer="other", incarnation=2), now=0.0)
+        table.memory.observe(observe(1, [(0, F, 0)], writer="other", incarnation=2), now=0.0)
 
 
 def test_a_new_incarnation_closes_the_open_episodes_as_truncated():
@@ -398,16 +398,16 @@ def test_a_new_incarnation_closes_the_open_episodes_as_truncated():
     old.write((0, F, 0), (1, F, 10), (2, F, 20))
     old.write((0, M, 1), (1, END, 11))
     old.write((0, M, 2))
-    assert table.starts(3).tolist() == [1]
+    assert table.starts(Transition(n_step=3)).tolist() == [1]
     new = Episodes(table, lanes=2, incarnation=2)
     assert new.sequence == 1
-    assert table.starts(3).tolist() == [0, 1, 3]
+    assert table.starts(Transition(n_step=3)).tolist() == [0, 1, 3]
     found = transitions(table, n_step=3, discount=0.5)
     assert (found[0]["steps"], found[0]["discount"], found[0]["next_key"]) == (2, 0.25, 5)
     assert np.array_equal(found[0]["next_stack"], a_stack(1, 2))
     assert (found[1]["steps"], found[1]["discount"]) == (1, 0)
     assert np.array_equal(new.write((0, F, 30)).stack[0], a_stack(None, 30))
-    assert table.starts(3).tolist() == [0, 1, 3]
+    assert table.starts(Transition(n_step=3)).tolist() == [0, 1, 3]
 
 
 def test_opening_the_same_incarnation_again_changes_nothing():
@@ -415,22 +415,23 @@ def test_opening_the_same_incarnation_again_changes_nothing():
     episodes = Episodes(table, lanes=2)
     episodes.write((0, F, 0))
     before = contents(table)
-    assert table.open_writer("w", 1, 2) == 2
+    assert table.memory.open_writer("w", 1, 2) == 2
     assert contents(table) == before
-    with pytest.raises(InvalidRequestError, match="was opened with 2 lanes, not 3"):
-        table.open_writer("w", 1, 3)
+    with pytest.raises(InvalidRequestError, match="was opened with 2 lanes, not 1; give as many or more"):
+        table.memory.open_writer("w", 1, 1)
+    assert contents(table) == before
     assert np.array_equal(episodes.write((0, M, 1)).stack[0], a_stack(None, 0, 1))
 
 
 def test_where_there_are_too_many_writers_the_idlest_is_forgotten():
     table = a_table()
     for at in range(1024):
-        table.open_writer(f"w{at}", 1, 1, now=float(at))
-    table.observe(observe(1, [(0, F, 0)], writer="w0"), now=5000.0)
-    assert table.open_writer("one more", 1, 1, now=6000.0) == 1
-    assert len(table.writers) == 1024
-    assert "w1" not in table.writers
-    assert table.is_repeated(observe(1, [(0, F, 0)], writer="w0"))
+        table.memory.open_writer(f"w{at}", 1, 1, now=float(at))
+    table.memory.observe(observe(1, [(0, F, 0)], writer="w0"), now=5000.0)
+    assert table.memory.open_writer("one more", 1, 1, now=6000.0) == 1
+    assert len(table.memory.writers) == 1024
+    assert "w1" not in table.memory.writers
+    assert table.memory.is_repeated(observe(1, [(0, F, 0)], writer="w0"))
 
 
 # what can't be stored ------------------------------------------------------------------------------
@@ -441,7 +442,7 @@ NOTHING_FITS = [
     ([(1, F, 1)], {}, "lane 1 got FIRST while its episode is open; end that episode with LAST first"),
     ([(1, M, 1), (1, F, 2)], {}, "lane 1 got FIRST while its episode is open"),
     ([(1, END, 1), (1, M, 2)], {}, "the second is no FIRST"),
-    ([(1, M, 1), (1, M, 2), (1, M, 3)], {}, "lane 1 stands in 3 rows of one request; send at most two"),
+    ([(1, M, 1), (1, M, 2), (1, M, 3)], {}, "lane 1 stands in two rows of one request, and the second"),
     ([(2, F, 1)], {}, "lane holds 2; writer 'w' has 2 lanes, 0 to 1"),
     ([(-1, F, 1)], {}, "lane holds -1; writer 'w' has 2 lanes"),
     ([(1, (3, False), 1)], {}, "step_type holds 3; it must be 0"),
@@ -475,14 +476,14 @@ def test_steps_that_do_not_fit_are_refused_and_nothing_is_stored(rows, changes, 
     table = a_table(capacity=100)
     episodes = Episodes(table, lanes=2)
     episodes.write((1, F, 0))
-    table.starts(1)
+    table.starts(Transition(n_step=1))
     before = contents(table)
     with pytest.raises(InvalidRequestError, match=said):
         episodes.write(*rows, **changes)
     assert contents(table) == before
-    assert table.starts(1).tolist() == []
+    assert table.starts(Transition(n_step=1)).tolist() == []
     episodes.write((1, M, 1))
-    assert table.starts(1).tolist() == [0]
+    assert table.starts(Transition(n_step=1)).tolist() == [0]
 
 
 @pytest.mark.parametrize("reward", [np.nan, np.inf, 1e39, -2e30])
@@ -519,9 +520,9 @@ def test_no_answer_is_larger_than_a_message_may_be():
         InvalidRequestError, match=f"a message may have {MAX_MESSAGE_BYTES:,}; ask for at most 25"
     ):
         table.check_sample(sample(batch_size=26, n_step=1))
-    assert table.stacks(np.zeros(0, np.int64)).stack.shape == (0, 4, 1 << 21)
+    assert table.memory.stacks(np.zeros(0, np.int64)).stack.shape == (0, 4, 1 << 21)
     with pytest.raises(InvalidRequestError, match=r"40 stacks take 335,544,640 bytes; .* at most 31 at"):
-        table.stacks(np.zeros(40, np.int64))
+        table.memory.stacks(np.zeros(40, np.int64))
     # (the frames of a real request could not even be sent, so this one only seems to hold them)
     wide = a_table(capacity=400, n_frames=64, frame=ArraySpec.of((1 << 17,), np.uint8))
     Episodes(wide, lanes=5)
@@ -534,8 +535,8 @@ def test_no_answer_is_larger_than_a_message_may_be():
         "terminated": np.zeros(40, np.bool_),
     }
     with pytest.raises(InvalidRequestError, match=r"40 stacks take .* at most 31 at once"):
-        wide.check(observe(1, [(0, F, 0)], **rows))
-    wide.check(observe(1, [(0, F, 0)], **rows, stacks=False))
+        wide.memory.check(observe(1, [(0, F, 0)], **rows))
+    wide.memory.check(observe(1, [(0, F, 0)], **rows, stacks=False))
 
 
 # numbers for those who watch -----------------------------------------------------------------------
@@ -545,14 +546,14 @@ def test_returns_and_lengths_are_counted_for_whole_episodes():
     table = a_table()
     episodes = Episodes(table)
     episodes.steps(F, M, M, END)
-    assert list(table.returns) == [60.0]
-    assert list(table.lengths) == [3]
+    assert list(table.memory.returns) == [60.0]
+    assert list(table.memory.lengths) == [3]
     episodes.write((0, F, 7))
     episodes.write((0, CUT, 1), (0, F, 5))
     episodes.write((0, M, 2))
-    assert list(table.returns) == [60.0, 10.0]
-    assert list(table.lengths) == [3, 1]
-    assert table.episodes == 2
+    assert list(table.memory.returns) == [60.0, 10.0]
+    assert list(table.memory.lengths) == [3, 1]
+    assert table.memory.episodes == 2
     assert table.limiter.inserts == 5
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fornix import __version__
 from fornix.commands.shared import CONFIG_HELP, StopSignals, add_config_file, command_parser, log_as
+from fornix.common.config import RunConfig
 from fornix.common.settings import ConfigFlags, resolve
 from fornix.replay.role import serve
 from fornix.replay.server import ReplayServer
@@ -43,10 +44,10 @@ def main(arguments: Sequence[str]) -> int:
     if options.memory_gb is not None and not 0 < options.memory_gb < 1e9:
         parser.error(f"--memory-gb {options.memory_gb:g} must be above 0")
     config = resolve(options.file, values)
-    return _serve(config.replay.address, config.seed, options.memory_gb)
+    return _serve(config, options.memory_gb)
 
 
-def _serve(address: str, seed: int, memory_gb: float | None) -> int:
+def _serve(config: RunConfig, memory_gb: float | None) -> int:
     log_as("replay")
     memory_bytes = None if memory_gb is None else int(memory_gb * 1e9)
     with StopSignals() as signals:
@@ -55,7 +56,14 @@ def _serve(address: str, seed: int, memory_gb: float | None) -> int:
             threading.Thread(target=_stop_after, args=(signals.event, server), daemon=True).start()
             print(f"replay server answers at {server.address}", flush=True)
 
-        serve(address, seed=seed, memory_bytes=memory_bytes, version=__version__, on_ready=on_ready)
+        serve(
+            config.replay.address,
+            seed=config.seed,
+            memory_bytes=memory_bytes,
+            version=__version__,
+            lease_s=config.replay.lease_s,
+            on_ready=on_ready,
+        )
         _LOG.info("has ended")
     return signals.exit_code
 

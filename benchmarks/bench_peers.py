@@ -1,0 +1,285 @@
+"""fornix beside the replay memories that people use: dm-reverb, cpprb and TorchRL, in one run.
+
+Every system holds as many steps of the same two workloads, and all are measured in turn, in rounds; the
+figures that count are the medians of the rounds' ratios. Reverb's server, writer and sampler are processes
+of their own, and so are fornix's; cpprb and TorchRL are buffers inside the process that samples, which
+hold each stack as a copy. Each peer has the best of the settings that its driver has tried
+(`benchmarks/peers/peer_*.py --explore` tries them again); they run in an environment of their own.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_engine import steps_per_s
+from workloads import (
+    BATCH_SIZE,
+    IN_FLIGHT,
+    LANES,
+    TABLE,
+    WORKLOADS,
+    BackgroundWriter,
+    Chunks,
+    Lanes,
+    Workload,
+    a_server,
+    draw,
+    ratios,
+    spread,
+)
+
+from fornix.commands.shared import write_json
+from fornix.replay import Client
+
+PEERS = Path(__file__).parent / "peers"
+DRIVERS = {name: PEERS / f"peer_{name}.py" for name in ("reverb", "cpprb", "torchrl")}
+IN_PROCESS = ("cpprb", "torchrl")
+
+Measure = Callable[[float], float]
+Rates = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What is to be at least so many times what a peer does."""
+
+    workload: str
+    ours: str
+    peer: str
+    theirs: str
+    reach: float
+
+
+FIGURES = [
+    Figure("vector", "uniform, mapped", "reverb", "sample_uniform", 20),
+    Figure("vector", "uniform while writing, mapped", "reverb", "sample_uniform_while_writing", 20),
+    Figure("vector", "uniform, tcp", "reverb", "sample_uniform", 8),
+    Figure("vector", "uniform while writing, tcp", "reverb", "sample_uniform_while_writing", 8),
+    Figure("pixels", "uniform, mapped", "reverb", "sample_uniform", 10),
+    Figure("pixels", "uniform while writing, mapped", "reverb", "sample_uniform_while_writing", 10),
+    Figure("pixels", "uniform, tcp", "reverb", "sample_uniform", 3),
+    Figure("pixels", "uniform while writing, tcp", "reverb", "sample_uniform_while_writing", 3),
+    Figure("vector", "prioritized, mapped", "reverb", "sample_prioritized", 15),
+    Figure("vector", "steps written, stack for each", "reverb", "write", 4),
+    Figure("pixels", "steps written, stack for each", "reverb", "write", 2),
+    Figure("vector", "steps appended", "reverb", "write", 10),
+    Figure("vector", "uniform, mapped", "cpprb", "sample_uniform", 1),
+    Figure("vector", "prioritized, mapped", "cpprb", "sample_prioritized", 0.5),
+]
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--peers-python", required=True, help="of the environment that has the peers")
+    parser.add_argument("--rounds", type=int, default=5, help="times each figure is taken")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--picture", metavar="FILE", help="draw the rates there")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there; - is stdout")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1 or not options.seconds > 0:
+        parser.error("--rounds must be at least 1, and --seconds above 0")
+    return options
+
+
+class Peer:
+    """A driver in the peers' environment."""
+
+    def __init__(self, python: str, name: str, workload: Workload) -> None:
+        command = [python, str(DRIVERS[name]), "--workload", workload.name]
+        command += ["--capacity", str(workload.capacity_steps)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.name = name
+        self.ready = self._answer()
+
+    def measure(self, name: str, seconds: float) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"measure": name, "seconds": seconds}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(60)
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} has ended; run {self._process.args} to see why")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(f"{self.name}: {answer['error']}")
+        return answer
+
+
+@contextlib.contextmanager
+def fornix(workload: Workload) -> Iterator[dict[str, Measure]]:
+    """Start servers, a writer for each, and clients; yield what can be measured."""
+    with contextlib.ExitStack() as stack:
+        measures: dict[str, Measure] = {}
+        for scheme, memory in (("ipc", "mapped"), ("tcp", "socket")):
+            name = "mapped" if scheme == "ipc" else scheme
+            address = stack.enter_context(a_server(scheme, workload))
+            client = stack.enter_context(Client.connect(address, memory=memory))  # type: ignore[arg-type]
+            writer = BackgroundWriter(address, workload, memory)
+            stack.callback(writer.close)
+            batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT)
+            stack.callback(batches.close)
+            measures[f"uniform, {name}"] = lambda seconds, batches=batches: draw(batches, seconds)
+            measures[f"uniform while writing, {name}"] = lambda seconds, batches=batches, writer=writer: (
+                draw_while_writing(batches, writer, seconds)
+            )
+            if name == "mapped":
+                measures |= writing(client, workload)
+        measures["prioritized, mapped"] = prioritized(workload, stack)
+        yield measures
+
+
+def writing(client: Client, workload: Workload) -> dict[str, Measure]:
+    lanes = Lanes(workload, client.open_writer(TABLE, "lanes", LANES))
+    chunks = Chunks(workload, client.open_writer(TABLE, "chunks", LANES))
+    return {
+        "steps written, stack for each": lambda seconds: steps_per_s(lanes.write, seconds),
+        "steps appended": lambda seconds: steps_per_s(chunks.write, seconds),
+    }
+
+
+def draw_while_writing(batches: Any, writer: BackgroundWriter, seconds: float) -> float:
+    with writer.writing() as written_per_s:
+        rate = draw(batches, seconds)
+        assert written_per_s() > 0
+    return rate
+
+
+def prioritized(workload: Workload, stack: contextlib.ExitStack) -> Measure:
+    """Every batch's keys get new priorities, acknowledged before the next but `IN_FLIGHT`."""
+    address = stack.enter_context(a_server("ipc", workload, "prioritized"))
+    client = stack.enter_context(Client.connect(address, memory="mapped"))
+    batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, importance_exponent=0.4)
+    stack.callback(batches.close)
+    fresh = np.random.default_rng(1).uniform(0.1, 1.0, (64, BATCH_SIZE))
+    updates: list[Any] = []
+
+    def update(batch: Any) -> None:
+        updates.append(client.update_priorities(TABLE, batch.key, fresh[len(updates) % len(fresh)]))
+        if len(updates) >= IN_FLIGHT:
+            assert updates.pop(0).result().applied == BATCH_SIZE
+
+    return lambda seconds: draw(batches, seconds, update)
+
+
+def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
+    """Return every rate of every system, all measured in turn."""
+    with contextlib.ExitStack() as stack:
+        peers = {}
+        for name in DRIVERS:
+            peers[name] = Peer(options.peers_python, name, workload)
+            stack.callback(peers[name].close)
+            print(f"{name}: {json.dumps(peers[name].ready)}", file=sys.stderr, flush=True)
+        ours = stack.enter_context(fornix(workload))
+        rates: Rates = {f"fornix: {name}": [] for name in ours}
+        for round_ in range(options.rounds + 1):
+            for rated, value in one_round(ours, peers, options.seconds if round_ else 0.5):
+                if round_:  # the first warms up
+                    rates.setdefault(rated, []).append(value)
+    ready = {name: peer.ready for name, peer in peers.items()}
+    return {"rates": rates, "peers": ready}
+
+
+def one_round(
+    ours: dict[str, Measure], peers: dict[str, Peer], seconds: float
+) -> Iterator[tuple[str, float]]:
+    """Yield the name and the rate of each measure, those of one kind one after the other."""
+    kinds = {
+        "uniform,": ("sample_uniform", DRIVERS),
+        "uniform while": ("sample_uniform_while_writing", ("reverb",)),
+        "prioritized": ("sample_prioritized", DRIVERS),
+        "steps": ("write", DRIVERS),
+    }
+    for kind, (theirs, names) in kinds.items():
+        for name, run in ours.items():
+            if name.startswith(kind):
+                yield f"fornix: {name}", run(seconds)
+        for name in names:
+            yield f"{name}: {theirs}", float(peers[name].measure(theirs, seconds)["value"])
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Return what was to be reached and what was, a line each."""
+    texts = ["| workload | fornix | against | reach | measured | rates |", "|---|---|---|--:|--:|--:|"]
+    for figure in FIGURES:
+        rates = found[figure.workload]["rates"]
+        one, other = rates[f"fornix: {figure.ours}"], rates[f"{figure.peer}: {figure.theirs}"]
+        ratio = ratios(one, other)
+        texts.append(
+            f"| {figure.workload} | {figure.ours} | {figure.peer}: {figure.theirs} | ≥ {figure.reach:g} | "
+            f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
+            f"{spread(one)['median']:,.0f} : {spread(other)['median']:,.0f} |"
+        )
+    return texts
+
+
+def memory_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, workload in WORKLOADS.items():
+        ours = workload.capacity_steps * workload.signature.frame_nbytes
+        for peer in IN_PROCESS:
+            theirs = found[name]["peers"][peer]["memory_bytes"]
+            lines.append(
+                f"{name}: {peer} takes {theirs / 1e6:,.0f} MB for {workload.capacity_steps:,} steps, "
+                f"whose frames are {ours / 1e6:,.0f} MB in fornix ({theirs / ours:.1f} times)"
+            )
+    return lines
+
+
+def draw_picture(found: dict[str, Any], path: str) -> None:
+    """Draw the median rate of every system, for both workloads."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(WORKLOADS), figsize=(13, 6), layout="constrained")
+    for axis, name in zip(axes, WORKLOADS, strict=True):
+        rates = {rated: spread(values) for rated, values in found[name]["rates"].items()}
+        order = sorted(rates, key=lambda rated: rates[rated]["median"])
+        medians = [rates[rated]["median"] for rated in order]
+        errors = [
+            [rates[rated]["median"] - rates[rated]["min"] for rated in order],
+            [rates[rated]["max"] - rates[rated]["median"] for rated in order],
+        ]
+        colors = ["tab:green" if rated.startswith("fornix") else "tab:gray" for rated in order]
+        axis.barh([rated.replace("_", " ") for rated in order], medians, xerr=errors, color=colors)
+        axis.set_xscale("log")
+        axis.set_title(f"{name}: samples/s and steps/s")
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parse(arguments)
+    found = {name: measure(workload, options) for name, workload in WORKLOADS.items()}
+    out = sys.stderr if options.json == "-" else sys.stdout
+    print(f"{os.cpu_count()} CPUs, {options.rounds} rounds; median ratio (least to most)", file=out)
+    print(*table(found), *memory_lines(found), sep="\n", file=out)
+    if options.picture:
+        draw_picture(found, options.picture)
+    if options.json:
+        write_json(options.json, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

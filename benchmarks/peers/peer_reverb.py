@@ -1,0 +1,244 @@
+"""Reverb's driver: its server, its writer and its sampler (this process) are processes of their own.
+
+sample_uniform and sample_prioritized (each batch's keys get new priorities before the next batch is taken)
+count samples in whole batches, as NumPy arrays; write counts steps which the server has confirmed, of one
+writer; sample_uniform_while_writing has both.
+
+Todo: notes.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "GRPC_VERBOSITY": "ERROR"}
+
+import numpy as np
+import protocol
+import reverb
+import reverb_store
+import tensorflow as tf
+from protocol import BATCH_SIZE, Child, Lines, Message, Workload
+from reverb_store import Settings, signature
+
+BEST = {"vector": Settings(), "pixels": Settings()}
+SAMPLERS = [
+    {"workers": 1, "in_flight": 512},
+    {"workers": 2, "in_flight": 64},
+    {"workers": 2, "in_flight": 256},
+    {"workers": 4, "in_flight": 64},
+    {"workers": 4, "in_flight": 128},
+    {"workers": 4, "in_flight": 256},
+    {"workers": 8, "in_flight": 64},
+    {"workers": -1, "in_flight": 512},
+    {"prefetch": 2},
+    {"sampler": "parallel"},
+    {"sampler": "interleave", "workers": -1, "in_flight": 512},
+    {"sampler": "interleave", "workers": 2, "in_flight": 128},
+    {"sampler": "timestep"},
+    {"sampler": "client"},
+    {"update": "client"},
+    {"update": "tf"},
+]
+STORES = [
+    *({"form": form, "writer": "structured"} for form in reverb_store.FORMS),
+    {"lanes": 4},
+    {"unconfirmed": 8},
+    {"unconfirmed": 200},
+    *({"form": form, "writer": "trajectory"} for form in reverb_store.FORMS),
+    *({"form": "frames", "writer": "trajectory", "chunk": chunk} for chunk in (0, 2, 3, 6)),
+    {"form": "stacks", "writer": "trajectory", "chunk": 2},
+]
+
+
+def dataset(address: str, table: str, settings: Settings) -> tf.data.Dataset:
+    """Return batches of a table, as the settings have it."""
+    kind = reverb.TimestepDataset if settings.sampler == "timestep" else reverb.TrajectoryDataset
+    apart = {"num_parallel_calls": 2, "deterministic": False}
+
+    def one(_: Any = None, **batching: Any) -> tf.data.Dataset:
+        samples = kind.from_table_signature(
+            address,
+            table,
+            max_in_flight_samples_per_worker=settings.in_flight,
+            num_workers_per_iterator=settings.workers,
+            rate_limiter_timeout_ms=reverb_store.WAIT_MS,
+        )
+        return samples.batch(BATCH_SIZE, drop_remainder=True, **batching)
+
+    if settings.sampler == "interleave":
+        batches = tf.data.Dataset.range(2).interleave(one, cycle_length=2, **apart)
+    else:
+        batches = one(**(apart if settings.sampler == "parallel" else {}))
+    return batches.prefetch(settings.prefetch) if settings.prefetch else batches
+
+
+def batches(address: str, table: str, workload: Workload, settings: Settings) -> Iterator[np.ndarray]:
+    """Yield the keys of one batch after another, all of whose columns have become arrays."""
+    shapes = {name: (BATCH_SIZE, *spec.shape) for name, spec in signature(workload, settings.form).items()}
+    if settings.sampler == "client":
+        client = reverb.Client(address)
+        while True:
+            samples = list(
+                client.sample(table, BATCH_SIZE, emit_timesteps=False, unpack_as_table_signature=True)
+            )
+            for name in shapes:
+                assert np.stack([sample.data[name] for sample in samples]).shape == shapes[name]
+            yield np.array([sample.info.key for sample in samples], np.uint64)
+    for batch in dataset(address, table, settings):
+        arrays = {name: column.numpy() for name, column in batch.data.items()}
+        for name, array in arrays.items():
+            assert array.shape == shapes[name], (name, array.shape)
+        protocol.touch(
+            protocol.unpack(workload, arrays["frames"])["obs"]
+            if settings.form == "record"
+            else arrays["frames"]
+        )
+        yield batch.info.key.numpy()
+
+
+class Sampler:
+    """Takes batches of one table; with priorities it sends new ones for each."""
+
+    def __init__(self, address: str, table: str, workload: Workload, settings: Settings) -> None:
+        self._table, self._settings = table, settings
+        self._batches = batches(address, table, workload, settings)
+        self._client, self._tf_client = reverb.Client(address), reverb.TFClient(address)
+        self._priorities = itertools.cycle(protocol.priorities())
+
+    def step(self) -> None:
+        keys = next(self._batches)
+        if self._table == "uniform":
+            return
+        new = next(self._priorities)
+        if self._settings.update == "tf":
+            self._tf_client.update_priorities(self._table, keys, new)
+        else:
+            self._client.mutate_priorities(self._table, dict(zip(keys.tolist(), new.tolist(), strict=True)))
+
+    def use_up(self) -> None:
+        """Take what was fetched before the clock runs, so that none of it counts."""
+        settings = self._settings
+        ahead = 2 * 2 * max(settings.workers, 2) * settings.in_flight // BATCH_SIZE
+        for _ in range(ahead + settings.prefetch + 2):
+            self.step()
+
+
+class Peer:
+    """A filled server, its writer and two samplers; all of them rest between measures."""
+
+    def __init__(self, workload: str, capacity: int, settings: Settings, started: list[Child]) -> None:
+        self._common = ("--workload", workload, "--capacity", str(capacity))
+        self._common += ("--settings", json.dumps(dataclasses.asdict(settings)))
+        server = self._start(started, "--role", "server")
+        self._address = f"localhost:{server.ready['port']}"
+        self._writer = self._start(started, "--role", "writer", "--address", self._address)
+        self.memory_bytes = server.memory_bytes()
+        self._workload = protocol.WORKLOADS[workload]
+        self.choose(settings)
+
+    def _start(self, started: list[Child], *role: str) -> Child:
+        started.append(Child(__file__, *self._common, *role))
+        return started[-1]
+
+    def choose(self, settings: Settings) -> None:
+        """Sample with these settings from now on."""
+        self._samplers = {
+            table: Sampler(self._address, table, self._workload, settings) for table in reverb_store.TABLES
+        }
+
+    def sample(self, table: str, seconds: float) -> Message:
+        sampler = self._samplers[table]
+        sampler.use_up()
+        return protocol.timed(sampler.step, seconds)
+
+    def write(self, seconds: float) -> Message:
+        start = self._writer.ask(write=True)
+        time.sleep(seconds)
+        return steps_between(start, self._writer.ask(stop=True))
+
+    def sample_while_writing(self, seconds: float) -> Message:
+        sampler = self._samplers["uniform"]
+        self._writer.ask(write=True)
+        sampler.use_up()
+        start = self._writer.ask(count=True)
+        sampled = protocol.timed(sampler.step, seconds)
+        written = steps_between(start, self._writer.ask(count=True))
+        self._writer.ask(stop=True)
+        return {**sampled, "written": written["value"], "written_unit": "steps/s"}
+
+    def measures(self) -> dict[str, protocol.Measure]:
+        return {
+            "sample_uniform": functools.partial(self.sample, "uniform"),
+            "sample_uniform_while_writing": self.sample_while_writing,
+            "sample_prioritized": functools.partial(self.sample, "prioritized"),
+            "write": self.write,
+        }
+
+
+def steps_between(first: Message, last: Message) -> Message:
+    steps, seconds = last["steps"] - first["steps"], last["at"] - first["at"]
+    return {"value": round(steps / seconds, 1), "steps": steps, "seconds": round(seconds, 4)}
+
+
+def try_store(workload: str, capacity: int, seconds: float, change: Message) -> Message:
+    with protocol.children() as started:
+        peer = Peer(workload, capacity, dataclasses.replace(BEST[workload], **change), started)
+        found = {name: peer.measures()[name](seconds)["value"] for name in ("write", "sample_uniform")}
+        return {"server_memory_bytes": peer.memory_bytes, **found}
+
+
+def try_sampler(peer: Peer, workload: str, seconds: float, change: Message) -> Message:
+    peer.choose(dataclasses.replace(BEST[workload], **change))
+    name = "sample_prioritized" if "update" in change else "sample_uniform"
+    try:
+        return {name: peer.measures()[name](seconds)["value"]}
+    except (ValueError, tf.errors.OpError) as error:
+        return {"error": str(error)[:200]}
+
+
+def explore(lines: Lines, workload: str, capacity: int, seconds: float) -> None:
+    """Print what each of the settings gives, in each of two rounds."""
+    with protocol.children() as started:
+        peer = Peer(workload, capacity, BEST[workload], started)
+        for number, change in itertools.product(range(2), SAMPLERS):
+            lines.send(round=number, settings=change, **try_sampler(peer, workload, seconds, change))
+    for number, change in itertools.product(range(2), STORES):
+        lines.send(round=number, settings=change, **try_store(workload, capacity, seconds, change))
+
+
+def main() -> None:
+    parser = protocol.parser(__doc__ or "")
+    parser.add_argument("--role", choices=("driver", "server", "writer"), default="driver")
+    parser.add_argument("--address", help="the server's, for the writer")
+    options = parser.parse_args()
+    lines = Lines.standard()
+    protocol.die_with_parent()
+    workload = protocol.WORKLOADS[options.workload]
+    capacity = options.capacity or workload.capacity
+    settings = dataclasses.replace(BEST[options.workload], **options.settings)
+    if options.role == "server":
+        reverb_store.serve(lines, workload, settings, capacity)
+    elif options.role == "writer":
+        reverb_store.write(lines, workload, settings, capacity, options.address)
+    elif options.explore:
+        explore(lines, options.workload, capacity, options.seconds)
+    else:
+        with protocol.children() as started:
+            peer = Peer(options.workload, capacity, settings, started)
+            lines.send(
+                ready=True,
+                versions=protocol.versions("dm-reverb", "tensorflow", "numpy"),
+                settings={"chosen": dataclasses.asdict(settings), "tried": [*SAMPLERS, *STORES]},
+                server_memory_bytes=peer.memory_bytes,
+            )
+            protocol.answer_requests(lines, peer.measures())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""All tables of a server, by name: created, listed, reset and dropped, within the server's memory."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from fornix.common.errors import InvalidRequestError, SignatureError, UnknownTableError
+from fornix.common.messages import Refused, TableSpec
+from fornix.common.validation import nearest
+from fornix.replay.checks import check_table
+from fornix.replay.memory import Memory
+from fornix.replay.place import Place
+from fornix.replay.storage import make_columns
+from fornix.replay.table import Table, steps_in, table_nbytes
+
+MAX_TABLES = 128
+
+
+class Catalog:
+    """The tables, and how much memory they take.
+
+    Args:
+        memory_bytes: limit on all tables together.
+        seed: of the draws.
+        share: whether clients on this host may map the memory.
+        lease_s: how long a silent session keeps its leases.
+        clock: seconds, monotonic.
+        refuse: makes the reply that stands for an error.
+    """
+
+    def __init__(
+        self,
+        memory_bytes: int,
+        seed: int | None,
+        share: bool,
+        lease_s: float,
+        clock: Callable[[], float],
+        refuse: Callable[[Exception], Refused],
+    ) -> None:
+        self.memory_bytes = memory_bytes
+        self._clock = clock
+        self._refuse = refuse
+        self._share = share
+        self._lease_s = lease_s
+        self._seeds = np.random.SeedSequence(seed)
+        self._made = 0
+        self._places: dict[str, Place] = {}
+
+    def __iter__(self) -> Iterator[Place]:
+        return iter(self._places.values())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, name: str) -> Place:
+        """Return a place, or raise UnknownTableError."""
+        try:
+            return self._places[name]
+        except KeyError:
+            known = ", ".join(sorted(self._places)) or "none yet"
+            raise UnknownTableError(
+                f"there is no table {name!r}{nearest(name, self._places)}; tables: {known}; create it first"
+            ) from None
+
+    def get(self, name: str | None) -> Place | None:
+        """Return a place if there is one of this name."""
+        return None if name is None else self._places.get(name)
+
+    def specs(self) -> dict[str, TableSpec]:
+        """Return what every table is now."""
+        return {name: place.table.spec for name, place in self._places.items()}
+
+    def writable(self, name: str) -> Place:
+        """Return the place of a table that has rows of its own, or raise InvalidRequestError."""
+        place = self[name]
+        source = place.table.spec.rows_of
+        if source is not None:
+            raise InvalidRequestError(
+                f"table {name!r} draws from the rows of {source!r}, and has none of its own; write to that"
+            )
+        return place
+
+    def create(self, name: str, spec: TableSpec) -> bool:
+        """Create a table, and return whether it is new.
+
+        Raises:
+            SignatureError: if it is there with another spec.
+            InvalidRequestError: if it doesn't fit, or could never be drawn from.
+        """
+        spec = _resolved(spec)
+        if name in self._places:
+            _require_same(name, self._places[name].table.spec, spec)
+            return False
+        check_table(spec)
+        self._require_room(name, spec)
+        # by place, so that a table that is refused here leaves the draws of later ones alone
+        seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(self._made,))
+        table = Table(spec, self._memory(name, spec), np.random.default_rng(seed), self._lease_s)
+        group = [] if spec.rows_of is None else self[spec.rows_of].group
+        self._places[name] = Place(name, table, group, self._clock, self._refuse)
+        self._made += 1
+        return True
+
+    def drop(self, name: str) -> Place:
+        """Remove a table, and return what it was; refused while others draw from its rows."""
+        place = self[name]
+        others = [other.name for other in place.group if other is not place]
+        if place.table.spec.rows_of is None and others:
+            raise InvalidRequestError(
+                f"{', '.join(others)} draw from the rows of table {name!r}; drop them first"
+            )
+        place.close()
+        return self._places.pop(name)
+
+    def close(self) -> None:
+        """Drop everything."""
+        for place in list(self):
+            place.close()
+        self._places.clear()
+
+    def memory_used(self) -> int:
+        """Return the bytes that all tables take."""
+        return sum(table_nbytes(spec) for spec in self.specs().values())
+
+    def _memory(self, name: str, spec: TableSpec) -> Memory:
+        """Return the memory for a new table."""
+        if spec.rows_of is None:
+            columns = make_columns(spec.signature, spec.steps, share=self._share)
+            return Memory(spec.signature, columns)
+        memory = self.writable(spec.rows_of).table.memory
+        alike = spec.signature.model_copy(update={"n_frames": memory.signature.n_frames})
+        memory.signature.require_equal(spec.rows_of, alike)
+        if spec.signature.n_frames > memory.signature.n_frames or spec.steps > memory.ring.capacity:
+            raise InvalidRequestError(
+                f"table {name!r} asks for n_frames {spec.signature.n_frames} and {spec.steps} steps of the "
+                f"rows of {spec.rows_of!r}, which has n_frames {memory.signature.n_frames} and "
+                f"{memory.ring.capacity} steps; ask for no more than it has"
+            )
+        return memory
+
+    def _require_room(self, name: str, spec: TableSpec) -> None:
+        if len(self) >= MAX_TABLES:
+            raise InvalidRequestError(
+                f"the server has {MAX_TABLES} tables, and that is the limit; drop one, or start "
+                f"another server"
+            )
+        wanted, left = table_nbytes(spec), self.memory_bytes - self.memory_used()
+        if wanted > left:
+            raise InvalidRequestError(
+                f"table {name!r} would take {wanted:,} bytes, and {left:,} of {self.memory_bytes:,} are "
+                f"left; lower capacity_steps to {max(0, left * spec.steps // wanted):,}, or start the "
+                f"server with more memory"
+            )
+
+
+def _resolved(spec: TableSpec) -> TableSpec:
+    """Return a spec with its capacity in steps."""
+    if spec.capacity_bytes is None:
+        return spec
+    available = spec.capacity_bytes
+    steps = steps_in(spec, available)
+    if not 2 <= steps < 2**31:
+        raise InvalidRequestError(
+            f"capacity_bytes {available:,} makes {steps:,} steps of {spec.signature.step_nbytes:,} bytes "
+            f"and what belongs to them; a table has 2 to {2**31 - 1:,}"
+        )
+    return spec.model_copy(update={"capacity_steps": steps, "capacity_bytes": None})
+
+
+def _require_same(name: str, known: TableSpec, wanted: TableSpec) -> None:
+    known.signature.require_equal(name, wanted.signature)
+    if known != wanted:
+        parts = [
+            f"{part}: the table has {getattr(known, part)!r}, asked for is {getattr(wanted, part)!r}"
+            for part in ("capacity_steps", "limiter", "sampler", "rows_of")
+            if getattr(known, part) != getattr(wanted, part)
+        ]
+        raise SignatureError(
+            f"table {name!r} was created otherwise: {'; '.join(parts)}; ask for the same, or use another "
+            f"table name"
+        )

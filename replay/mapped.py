@@ -1,0 +1,212 @@
+"""The frames of a table in the memory of this process: mapped from the server's, on the same host.
+
+The server then sends slots of rows alone, and the client copies the frames out of the mapping itself,
+while the server may be overwriting the oldest rows. So after each copy the client asks `intact` whether
+it was made in time.
+
+One number, the floor, does the work of a sequence number on each row. Rows are overwritten in the order
+of their numbers, and never changed otherwise; before the server overwrites the rows below `f`, it
+raises the floor to `f`. So if the floor, read *after* the copy, is not above a row's number, then no
+byte of it had been overwritten when the copy was made. Unlike with a sequence lock, there is nothing
+to read before the copy, no row is half written while it can be asked for (the server names a row only
+after it has written it), and a reader neither waits nor makes anyone wait.
+
+What is relied upon:
+
+- The floor is one aligned word of eight bytes, which any 64-bit processor stores and loads whole.
+- The server's store of the floor becomes visible before its later stores of frames do; and the client
+  loads the frames before it loads the floor. Both pass a `Fence` in between: x86 would do without for
+  ordinary loads and stores, ARM would not. Interpreter and compiler move nothing across it, since each
+  step is a call into numpy of its own.
+- A server's answer orders what came before it: rows named in it can be read once it has been received.
+
+If the server dies, the mapping stays, with its rows as they were.
+"""
+
+import mmap
+import os
+import re
+import stat
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fornix.common.errors import FornixError
+from fornix.common.messages import Column, TableMap
+from fornix.common.signature import ArraySpec, Signature, frame_name
+from fornix.replay.storage import (
+    GET_SEALS,
+    HEADER_NBYTES,
+    MAGIC,
+    SEAL_SHRINK,
+    TOKEN_AT,
+    Fence,
+    floor_of,
+)
+
+if sys.platform == "linux":
+    import fcntl
+
+_PATH = re.compile(r"/proc/[0-9]{1,10}/fd/[0-9]{1,10}")
+_LARGEST = 2**63 - 1
+
+
+class UnmappableError(FornixError):
+    """The server's memory can't be mapped here, or isn't what it should be. Frames can still be sent."""
+
+    code = "UNMAPPABLE"
+
+
+class MappedFrames:
+    """A table's frames, mapped read-only. Made by `MappedFrames.open`.
+
+    Attributes:
+        capacity: rows of the table; slot `capacity` holds the frame of zeros.
+        frames: [capacity + 1, *obs] of every array of a frame, by path; read-only. Whoever takes
+            slots from a server must see to it that they lie in [0, capacity], or gather with
+            `mode="clip"`.
+    """
+
+    def __init__(self, file: mmap.mmap, columns: Mapping[str, Column]) -> None:
+        """Take what `open` has checked."""
+        self.frames: dict[str, NDArray[Any]] = {
+            path: np.ndarray(column.shape, column.dtype, file, column.offset)
+            for path, column in columns.items()
+        }
+        self.capacity = next(iter(columns.values())).shape[0] - 1
+        self._floor = floor_of(file)
+        self._fence = Fence()
+
+    @classmethod
+    def open(cls, table_map: TableMap, signature: Signature) -> "MappedFrames":
+        """Map a table's frames.
+
+        The server is not trusted: whatever it says, no byte outside the file is ever read, nothing
+        but a regular file in memory is opened, and that only for reading.
+
+        Args:
+            table_map: the server's answer to `MapTable`.
+            signature: of the table, as this client knows it.
+
+        Raises:
+            UnmappableError: the file is out of reach (another host, container or user), is another
+                one, or doesn't hold what `signature` says.
+        """
+        descriptor = _open(table_map.path)
+        try:
+            _check_size(descriptor, table_map.nbytes)
+            _check_columns(table_map, signature)
+            file = mmap.mmap(descriptor, table_map.nbytes, prot=mmap.PROT_READ)
+        except (OSError, OverflowError) as error:
+            raise UnmappableError(f"{table_map.path} can't be mapped: {error}") from error
+        finally:
+            os.close(descriptor)
+        _check_header(file, table_map)
+        return cls(file, table_map.frame)
+
+    @property
+    def floor(self) -> int:
+        """The oldest row that hasn't been overwritten and isn't about to be, as of now."""
+        self._fence.pass_through()  # the copies that were made before this call are complete
+        return min(int(self._floor[0]), _LARGEST)
+
+    def intact(self, oldest: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which copies are whole. To be asked after the frames were copied.
+
+        Args:
+            oldest: int64 [B], the lowest row number among those that each copy was made of.
+
+        Returns:
+            bool [B]; false where a row may have been overwritten before it was copied, or while. What
+            was copied there is to be thrown away.
+        """
+        whole: NDArray[np.bool_] = oldest >= self.floor
+        return whole
+
+    def close(self) -> None:
+        """Let go of the mapping; nothing counts as intact any more. Arrays that are held stay valid."""
+        # mmap.close() would raise BufferError for each view that is left; the last one to go unmaps
+        self.frames = {}
+        self._floor = np.full(1, _LARGEST, np.uint64)
+
+
+def _open(path: str) -> int:
+    """Return a descriptor, for reading, of the memory file at a server's path."""
+    if sys.platform != "linux":
+        raise UnmappableError("only Linux maps the memory of a replay server")
+    if not _PATH.fullmatch(path):
+        raise UnmappableError(f"the server names {path!r:.80}, which is no /proc/PID/fd/NUMBER")
+    try:
+        # The link leads to whatever the server has open there. O_PATH finds out what that is without
+        # opening it: to open a device or a pipe could block or do harm. (O_NOFOLLOW would refuse all
+        # such links, and O_NONBLOCK only helps with pipes.)
+        link = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(link).st_mode):
+                raise UnmappableError(f"{path} is no regular file")
+            return os.open(f"/proc/self/fd/{link}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(link)
+    except OSError as error:
+        raise UnmappableError(
+            f"{path} can't be opened ({error.strerror}): the server runs on another host, in another "
+            f"container, as another user, or no more"
+        ) from error
+
+
+def _check_size(descriptor: int, nbytes: int) -> None:
+    """Raise UnmappableError unless a file has this size, and keeps at least that for ever."""
+    try:
+        seals = fcntl.fcntl(descriptor, GET_SEALS)
+    except OSError:  # only files in memory have seals
+        seals = 0
+    if not seals & SEAL_SHRINK:
+        # a file that shrinks under its mapping ends the process that reads there, with SIGBUS
+        raise UnmappableError("the file is not sealed against shrinking, so no memory of a replay server")
+    size = os.fstat(descriptor).st_size
+    if size != nbytes or size < HEADER_NBYTES:
+        raise UnmappableError(
+            f"the file has {size} bytes; the server says {nbytes}, and the header takes {HEADER_NBYTES}"
+        )
+
+
+def _check_columns(table_map: TableMap, signature: Signature) -> None:
+    """Raise UnmappableError unless every array is what the signature says, and inside the file."""
+    if table_map.frame.keys() != signature.frames.keys():
+        raise UnmappableError(
+            f"the server maps {sorted(table_map.frame)!r:.200}; a frame has the arrays "
+            f"{sorted(signature.frames)}"
+        )
+    rows = {column.shape[0] for column in table_map.frame.values()}
+    if len(rows) != 1 or min(rows) < 2:
+        raise UnmappableError(f"the arrays of a frame have {sorted(rows)!r:.200} rows; one number was due")
+    for path, spec in signature.frames.items():
+        _check_column(frame_name(path), table_map.frame[path], spec, table_map.nbytes)
+
+
+def _check_column(name: str, column: Column, spec: ArraySpec, nbytes: int) -> None:
+    if column.shape[1:] != spec.shape or column.dtype != spec.dtype:
+        raise UnmappableError(
+            f"{name} is mapped with rows of {column.shape[1:]!r:.80} {column.dtype!r:.20}; the table "
+            f"holds {spec}"
+        )
+    end = column.offset + column.shape[0] * spec.nbytes  # Python's integers: no overflow
+    if column.offset < HEADER_NBYTES or column.offset % mmap.PAGESIZE or end > nbytes:
+        raise UnmappableError(
+            f"{name} is said to lie in bytes {column.offset} to {end} of the file; it must begin on a page "
+            f"after the first, {HEADER_NBYTES}, and end by {nbytes}"
+        )
+
+
+def _check_header(file: mmap.mmap, table_map: TableMap) -> None:
+    """Raise UnmappableError unless a file is a replay server's, of this version, and the one meant."""
+    magic = file[: len(MAGIC)]
+    if magic != MAGIC:
+        raise UnmappableError(f"the file begins with {magic!r}; a replay server of this version: {MAGIC!r}")
+    token = table_map.token
+    told = token.tobytes() if token.dtype == np.uint8 and token.shape == (16,) else b""
+    if file[TOKEN_AT] != told:
+        raise UnmappableError(f"{table_map.path} is not the file that the server means: its token differs")

@@ -1,0 +1,330 @@
+"""One memory: a ring of steps, and the writers that write it.
+
+Tables draw from it (`replay.table`): one that has it as its own, and perhaps others that share its rows.
+The memory tells them what comes and what goes.
+"""
+
+import secrets
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fornix.common import trees
+from fornix.common.errors import (
+    EvictedError,
+    FencedError,
+    InvalidRequestError,
+    SequenceError,
+    UnknownWriterError,
+)
+from fornix.common.messages import FIRST, LAST, Observe, Stacks
+from fornix.common.signature import Signature, frame_name
+from fornix.replay.checks import check_stacks, check_steps
+from fornix.replay.lanes import Runs, Writer
+from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.stacking import Stacker, oldest_of
+from fornix.replay.storage import EXTRA_PREFIX, Columns
+
+_EPISODES_KEPT = 100
+_MAX_WRITERS = 1024
+
+
+class Reader(Protocol):
+    """Who draws from a memory's rows."""
+
+    def make_room(self, rows: int) -> None:
+        """`rows` more are about to be written: let go of all that will be overwritten."""
+
+    def arrive(self, rows: Numbers, acted: int) -> None:
+        """These rows have been written; so many of them are not the first of their episodes."""
+
+    def end(self, rows: Numbers) -> None:
+        """These rows, written before, are the last of their episodes now."""
+
+
+class Memory:
+    """Steps of many lanes; see `docs/replay.md` for what each word means."""
+
+    def __init__(self, signature: Signature, columns: Columns) -> None:
+        self.signature = signature
+        self.ring = Ring(columns)
+        self.stacker = Stacker(self.ring, signature.n_frames, tuple(signature.frames))
+        self.readers: list[Reader] = []
+        self.writers: dict[str, Writer] = {}
+        #: That a client knows this memory by when it has mapped it.
+        self.number = secrets.randbits(53)
+        #: Version of the weights that chose the newest step's action.
+        self.newest_policy_version = 0
+        self.episodes = 0
+        self.returns: deque[float] = deque(maxlen=_EPISODES_KEPT)
+        self.lengths: deque[int] = deque(maxlen=_EPISODES_KEPT)
+
+    def open_writer(self, name: str, incarnation: int, lanes: int, now: float = 0.0) -> int:
+        """Take the place of writer `name`, and return the next sequence number.
+
+        Opening the same incarnation again changes nothing, but may add lanes. A newer one fences the
+        older and closes its open episodes as truncated. Where there are too many writers, the one that
+        has been idle longest is forgotten, as if a newer incarnation had taken its place.
+
+        Raises:
+            FencedError: if a newer incarnation has been opened.
+            InvalidRequestError: if the same incarnation had more lanes, or if the ring can't hold a
+                stack of each.
+        """
+        known = self.writers.get(name)
+        needed = lanes * (self.signature.n_frames + 1)
+        if needed > self.ring.capacity:
+            raise InvalidRequestError(
+                f"{lanes} lanes need at least {needed} steps to hold a stack of each, and the table "
+                f"has {self.ring.capacity}; raise capacity_steps or open fewer lanes"
+            )
+        if known is not None and known.incarnation >= incarnation:
+            return self._open_again(known, incarnation, lanes)
+        if known is None and len(self.writers) >= _MAX_WRITERS:
+            known = min(self.writers.values(), key=lambda writer: writer.last_seen)
+        if known is not None:
+            self._leave(known, np.arange(known.lanes))
+            del self.writers[known.name]
+        self.writers[name] = Writer.open(name, incarnation, lanes, now)
+        return 1
+
+    def is_repeated(self, request: Observe) -> bool:
+        """Whether `request` was applied before, so that it must only be answered again.
+
+        Raises:
+            UnknownWriterError, FencedError, SequenceError: if it may not be applied either.
+        """
+        writer = self._writer(request)
+        if request.sequence == writer.sequence + 1:
+            return False
+        if request.sequence > writer.sequence:
+            raise SequenceError(
+                f"writer {writer.name!r} sent request {request.sequence}, and {writer.sequence + 1} "
+                f"is expected; send the missing ones first"
+            )
+        return True
+
+    def check(self, request: Observe) -> Writer:
+        """Return the writer of `request`, if every array fits the signature and the writer's lanes.
+
+        Raises:
+            UnknownWriterError, FencedError: as the writer may not write.
+            InvalidRequestError: naming the array, what it is, and what it must be.
+        """
+        writer = self._writer(request)
+        check_steps(self.signature, self.ring.capacity, writer, request)
+        return writer
+
+    def observe(self, request: Observe, now: float) -> Stacks:
+        """Append the steps of `request`, and answer with the stacks of its lanes.
+
+        All is checked first: a request that is refused has changed nothing.
+        """
+        writer = self.check(request)
+        runs = Runs.of(request.lane, request.step_type)
+        is_open = writer.newest != NONE
+        if request.leave is not None:
+            is_open[request.leave] = False
+        runs.check(is_open, request.stacks)
+        self._require_stacks(writer, runs, is_open)
+        if request.leave is not None:
+            self._leave(writer, request.leave)
+        answer = self._append(writer, runs, request) if len(request.lane) else np.empty(0, np.int64)
+        self.newest_policy_version = request.policy_version
+        writer.sequence = request.sequence
+        writer.last_seen = now
+        writer.mapped = request.mapped
+        writer.answers.append((request.sequence, answer))
+        return self._answer(answer, request.stacks, request.mapped)
+
+    def answer_again(self, request: Observe) -> Stacks:
+        """Return the same answer as when `request` was applied.
+
+        Raises:
+            SequenceError: if it was applied too long ago to be known, or its stacks have been
+                overwritten since.
+        """
+        writer = self._writer(request)
+        for sequence, rows in writer.answers:
+            if sequence == request.sequence:
+                try:
+                    return self._answer(rows, request.stacks, request.mapped)
+                except EvictedError as error:
+                    raise SequenceError(
+                        f"request {sequence} of writer {writer.name!r} was applied, and {error}"
+                    ) from None
+        raise SequenceError(
+            f"request {request.sequence} of writer {writer.name!r} is not among the last "
+            f"{len(writer.answers)}, which alone can be answered again; the next number is "
+            f"{writer.sequence + 1}"
+        )
+
+    def stacks(self, keys: Numbers, mapped: bool = False) -> Stacks:
+        """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
+        return self._answer(keys, stacks=True, mapped=mapped)
+
+    def reset(self) -> None:
+        """Forget all steps and all writers."""
+        self.ring.reset()
+        self.writers.clear()
+
+    def _open_again(self, known: Writer, incarnation: int, lanes: int) -> int:
+        if known.incarnation > incarnation:
+            raise fenced(known.name, incarnation, known.incarnation)
+        if known.lanes > lanes:
+            raise InvalidRequestError(
+                f"writer {known.name!r} was opened with {known.lanes} lanes, not {lanes}; give as many or "
+                f"more, or a new incarnation"
+            )
+        known.grow(lanes)
+        return known.sequence + 1
+
+    def _writer(self, request: Observe) -> Writer:
+        writer = self.writers.get(request.writer)
+        if writer is None:
+            raise UnknownWriterError(
+                f"writer {request.writer!r} is not open in table {request.table!r}; open it first"
+            )
+        if request.incarnation > writer.incarnation:
+            raise UnknownWriterError(
+                f"writer {request.writer!r} is open as incarnation {writer.incarnation}, not "
+                f"{request.incarnation}; open the new one first"
+            )
+        if request.incarnation < writer.incarnation:
+            raise fenced(writer.name, request.incarnation, writer.incarnation)
+        return writer
+
+    def _require_stacks(self, writer: Writer, runs: Runs, is_open: NDArray[np.bool_]) -> None:
+        """Raise EvictedError if a new step's stack would reach below what the tail will be."""
+        tail = self.ring.tail_after(len(runs.lane))
+        if tail == 0:
+            return
+        lanes = runs.lane[runs.begins & is_open[runs.lane]]
+        # an episode that began above the tail can't have lost a row
+        lanes = lanes[writer.first[lanes] < tail]
+        if not len(lanes):
+            return
+        gone = ~self.stacker.may_follow(writer.newest[lanes], tail)
+        if gone.any():
+            raise EvictedError(
+                f"the stack of lane {lanes[gone][0]} reaches back to a step that has been "
+                f"overwritten: {self.ring.capacity} steps are too few for so many lanes, or the "
+                f"lane has slept too long; raise capacity_steps, or open the writer anew, under a higher "
+                f"incarnation"
+            )
+
+    def _append(self, writer: Writer, runs: Runs, request: Observe) -> Numbers:
+        """Write the rows, and return the newest of each lane, in the order of the lanes' first rows."""
+        ring, count = self.ring, len(request.lane)
+        links = runs.follow(writer, ring.head)
+        returns = runs.returns(writer, request.reward)
+        tail = ring.tail_after(count)
+        for reader in self.readers:
+            reader.make_room(count)
+        predecessor, first, position = (
+            _as_it_came(values, runs) for values in (links.predecessor, links.first, links.position)
+        )
+        numbers = np.arange(ring.head, ring.head + count)
+        rows = self._rows(request, runs.kinds[FIRST] > 0) | {"first": numbers - first, "position": position}
+        ring.append(rows, predecessor, tail)
+        if runs.kinds[LAST]:
+            ring.end(numbers[request.step_type == LAST])
+            self._count_episodes(returns, links.position, runs)
+        for reader in self.readers:
+            reader.arrive(numbers, count - runs.kinds[FIRST])
+        return self._go_on(writer, runs, numbers, links.first, links.position, returns)
+
+    def _go_on(
+        self,
+        writer: Writer,
+        runs: Runs,
+        numbers: Numbers,
+        first: Numbers,
+        position: Numbers,
+        returns: NDArray[np.float64],
+    ) -> Numbers:
+        """Note the newest row of each lane, and return them in the order of the lanes' first rows."""
+        newest = numbers[runs.order]
+        lane, step_type = runs.lane, runs.step_type
+        if not runs.single:
+            ends = runs.ends()
+            appearance = np.argsort(newest[runs.begins])
+            newest, lane, step_type = newest[ends], lane[ends], step_type[ends]
+            first, position, returns = first[ends], position[ends], returns[ends]
+        writer.newest[lane] = np.where(step_type == LAST, NONE, newest) if runs.kinds[LAST] else newest
+        writer.first[lane] = first
+        writer.position[lane] = position
+        writer.returns[lane] = returns
+        return newest if runs.single else newest[appearance]
+
+    def _rows(self, request: Observe, begun: bool) -> dict[str, NDArray[Any]]:
+        action, reward = request.action, request.reward
+        if begun:
+            first = request.step_type == FIRST
+            action, reward = action.copy(), reward.copy()
+            action[first], reward[first] = 0, 0
+        count = len(request.lane)
+        frames = trees.leaves(request.frame)
+        return {
+            "terminated": request.terminated,
+            "policy_version": np.full(count, min(request.policy_version, 2**32 - 1), np.uint32),
+            "action": action,
+            "reward": reward,
+            **{frame_name(path): array for path, array in frames.items()},
+            **{EXTRA_PREFIX + name: array for name, array in request.extras.items()},
+        }
+
+    def _answer(self, keys: Numbers, stacks: bool, mapped: bool) -> Stacks:
+        if not stacks:
+            return Stacks(key=keys)
+        check_stacks(self.signature, len(keys), mapped)
+        there = (keys >= self.ring.tail) & (keys < self.ring.head)
+        if not there.all():
+            raise self._evicted(keys, there)
+        rows, whole = self.stacker.rows(keys, self.ring.tail)
+        if not whole.all():
+            raise self._evicted(keys, whole)
+        slots = self.stacker.slots(rows)
+        if mapped:
+            return Stacks(key=keys, index=slots, oldest=oldest_of(rows), memory=self.number)
+        return Stacks(key=keys, stack=trees.bare(self.stacker.gather(slots)))
+
+    def _evicted(self, keys: Numbers, there: NDArray[np.bool_]) -> EvictedError:
+        return EvictedError(
+            f"the stack of step {keys[int(np.argmin(there))]} is not there: the table holds the steps "
+            f"{self.ring.tail} to {self.ring.head - 1}, and a stack must be whole"
+        )
+
+    def _count_episodes(self, returns: NDArray[np.float64], lengths: Numbers, runs: Runs) -> None:
+        ended = runs.step_type == LAST
+        self.returns.extend(returns[ended].tolist())
+        self.lengths.extend(lengths[ended].tolist())
+        self.episodes += int(np.count_nonzero(ended))
+
+    def _leave(self, writer: Writer, lanes: NDArray[np.integer[Any]]) -> None:
+        """Mark the last row of each open episode as its end: truncated, since it isn't terminated."""
+        newest = np.unique(writer.newest[lanes])
+        left = newest[newest >= self.ring.tail]
+        writer.newest[lanes] = NONE
+        self.ring.end(left)
+        for reader in self.readers:
+            reader.end(left)
+
+
+def _as_it_came(values: Numbers, runs: Runs) -> Numbers:
+    """Return values of the rows of runs, in the order in which the rows came."""
+    if runs.single:
+        return values
+    came = np.empty_like(values)
+    came[runs.order] = values
+    return came
+
+
+def fenced(writer: str, incarnation: int, newer: int) -> FencedError:
+    """Return the error for a writer whose place a newer incarnation has taken."""
+    return FencedError(
+        f"incarnation {incarnation} of writer {writer!r} has been replaced by {newer}; end this process, "
+        f"or give it a writer name of its own"
+    )

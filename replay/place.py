@@ -1,0 +1,200 @@
+"""A table with those who wait at it, each until its way opens or its deadline passes."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fornix.common.errors import FornixError, InvalidRequestError, WaitTimeoutError
+from fornix.common.messages import Batch, Observe, OpenWriter, Refused, Reply, Sample, Stacks
+from fornix.replay.info import Watch
+from fornix.replay.memory import fenced
+from fornix.replay.table import Table
+from fornix.replay.waiting import Parked, RequestT, Ticket, WaitingLine
+
+Answer = tuple[Ticket, Reply]
+
+MAX_PARKED = 65_536
+
+
+class Place:
+    """One table of a server, and its two lines: of inserts, and of samples.
+
+    Args:
+        name: of the table.
+        table: to write to and to draw from.
+        group: the places of all tables that draw from the same rows, first the one that has them; this
+            one joins it.
+        clock: seconds, monotonic.
+        refuse: makes the reply that stands for an error.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        table: Table,
+        group: list["Place"],
+        clock: Callable[[], float],
+        refuse: Callable[[Exception], Refused],
+    ) -> None:
+        self.name = name
+        self.table = table
+        self.group = group
+        self.watch = Watch(clock)
+        self.inserts: WaitingLine[Observe] = WaitingLine()
+        self.samples: WaitingLine[Sample] = WaitingLine()
+        self._clock = clock
+        self._refuse = refuse
+        group.append(self)
+
+    def lets_insert(self) -> bool:
+        """Whether this table lets an insert go ahead now.
+
+        Where its limiter holds inserts back and lets samples through, whoever still waits for a sample
+        lacks a start to draw, and only more steps can bring one.
+        """
+        limiter = self.table.limiter
+        return limiter.may_insert() or (len(self.samples) > 0 and limiter.may_sample())
+
+    def insert(self, request: Observe) -> Stacks | None:
+        """Carry out a new write, or return None while it must wait."""
+        if not all(place.lets_insert() for place in self.group):
+            return None
+        before = [place.table.limiter.inserts for place in self.group]
+        reply = self.table.memory.observe(request, self._clock())
+        for place, inserts in zip(self.group, before, strict=True):
+            place.watch.count(inserts=place.table.limiter.inserts - inserts)
+        return reply
+
+    def sample(self, request: Sample) -> Batch | None:
+        """Carry out a draw, or return None while it must wait."""
+        reply = self.table.sample(request, self._clock())
+        if reply is not None:
+            self.watch.count(samples=request.batch_size)
+        return reply
+
+    def park(self, line: WaitingLine[RequestT], parked: Parked[RequestT]) -> None:
+        """Let a request wait in one of the lines; the same one again takes its own place there."""
+        before = line.get(parked.key)
+        if before is not None:
+            before.ticket = parked.ticket
+            return
+        if len(line) >= MAX_PARKED:
+            raise InvalidRequestError(
+                f"{len(line)} requests wait at table {self.name!r} already, and that is the "
+                f"limit; ask again later, with fewer requests in flight"
+            )
+        line.add(parked)
+
+    def release(self) -> Iterator[Answer]:
+        """Answer everyone in the group for whom the way is free now."""
+        moved = True
+        while moved and self.group:
+            moved = False
+            for place in self.group:
+                for answer in place._release_samples():
+                    moved = True
+                    yield answer
+            insert = self.group[0]._release_insert()
+            if insert is not None:
+                moved = True
+                yield insert
+
+    def expire(self, now: float) -> Iterator[Answer]:
+        """Answer those whose deadlines have passed, and give back what silent sessions had leased."""
+        anyone = self._expire_leases(now)
+        for line in (self.inserts, self.samples):
+            while (parked := line.pop_late(now)) is not None:
+                anyone = True
+                yield parked.ticket, self._refuse_late(parked.request)
+        if anyone:
+            yield from self.release()
+
+    def next_deadline(self) -> float | None:
+        """Return when `expire` has something to do."""
+        lines = (self.inserts, self.samples, self.table.leases)
+        return min((due for line in lines if (due := line.next_deadline()) is not None), default=None)
+
+    def turn_away(self, line: WaitingLine[Any], error: FornixError) -> Iterator[Answer]:
+        """Refuse all who wait in a line."""
+        for parked in line:
+            line.remove(parked)
+            yield parked.ticket, self._refuse(error)
+
+    def turn_away_fenced(self, request: OpenWriter) -> Iterator[Answer]:
+        """Refuse the write in line of a writer whose place has been taken."""
+        parked = self.inserts.get(request.writer)
+        if parked is None or parked.request.incarnation >= request.incarnation:
+            return
+        self.inserts.remove(parked)
+        error = fenced(request.writer, parked.request.incarnation, request.incarnation)
+        yield parked.ticket, self._refuse(error)
+
+    def forget(self, session: str) -> None:
+        """Give back what a session has leased, and forget what it still asks for: it has ended."""
+        self.table.leases.release(session)
+        for parked in self.samples:
+            if parked.request.session == session:
+                self.samples.remove(parked)
+
+    def close(self) -> None:
+        """Leave the group; the memory goes with the last of it."""
+        self.group.remove(self)
+        self.table.close()
+        if not self.group:
+            self.table.memory.ring.columns.close()
+
+    def _release_samples(self) -> Iterator[Answer]:
+        for parked in self.samples:
+            if not self.table.limiter.may_sample():
+                return
+            reply = self._try(self.sample, parked)
+            if reply is not None:
+                self.samples.remove(parked)
+                yield parked.ticket, reply
+
+    def _release_insert(self) -> Answer | None:
+        if not self.inserts:
+            return None
+        parked = self.inserts.first()
+        reply = self._try(self.insert, parked)
+        if reply is None:
+            return None
+        self.inserts.remove(parked)
+        return parked.ticket, reply
+
+    def _try(
+        self, action: Callable[[RequestT], Stacks | Batch | None], parked: Parked[RequestT]
+    ) -> Reply | None:
+        """Carry out what was parked; None if it must go on waiting."""
+        try:
+            done = action(parked.request)
+        except Exception as error:  # whatever it is, the others must not suffer
+            return self._refuse(error)
+        held_s = self._clock() - parked.since
+        return None if done is None else done.model_copy(update={"held_s": held_s})
+
+    def _expire_leases(self, now: float) -> bool:
+        leases = self.table.leases
+        due = leases.next_deadline()
+        if due is None or due > now:
+            return False
+        for parked in self.samples:  # who waits in line is there
+            leases.touch(parked.request.session, now)
+        return leases.expire(now)
+
+    def _refuse_late(self, request: Observe | Sample) -> Refused:
+        try:
+            return self._refuse(
+                WaitTimeoutError(
+                    f"{request.type!r} at table {request.table!r} waited {request.timeout_s:g} s: "
+                    f"{self._why(request)}"
+                )
+            )
+        except Exception as error:  # as in _try
+            return self._refuse(error)
+
+    def _why(self, request: Observe | Sample) -> str:
+        if isinstance(request, Sample):
+            return self.table.why_no_sample(request)
+        closed = next((place for place in self.group if not place.lets_insert()), self)
+        why = closed.table.limiter.why_no_insert()
+        return why if closed is self else f"table {closed.name!r}, which draws from the same rows: {why}"

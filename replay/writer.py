@@ -1,0 +1,145 @@
+"""A writer: appends steps to a table, exactly once and in order."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fornix.common import trees
+from fornix.common.errors import (
+    InvalidRequestError,
+    ServerError,
+    UnknownWriterError,
+    WaitTimeoutError,
+)
+from fornix.common.messages import (
+    Observe,
+    OpenWriter,
+    Refused,
+    Reply,
+    StackQuery,
+    Stacks,
+    WriterOpened,
+)
+from fornix.common.signature import Signature
+from fornix.replay.fetch import Fetch
+from fornix.replay.pending import Pending, make
+from fornix.replay.steps import Steps
+
+#: Refusals after which a write may still be applied: it is to be sent again.
+_UNDECIDED = (WaitTimeoutError.code, ServerError.code)
+
+
+class Writer:
+    """Appends the steps of some lanes to one table, each request exactly once and in order.
+
+    Made by `Client.open_writer`. One request may be in flight at a time.
+    """
+
+    def __init__(
+        self,
+        fetch: Fetch,
+        table: str,
+        signature: Signature,
+        name: str,
+        incarnation: int,
+        lanes: int,
+        sequence: int,
+    ) -> None:
+        self._fetch = fetch
+        self._table = table
+        self.signature = signature
+        self.name = name
+        self.incarnation = incarnation
+        self.lanes = lanes
+        self._next = sequence
+        self._unanswered: Observe | None = None
+
+    def observe(
+        self,
+        steps: Steps,
+        *,
+        leave: NDArray[np.int32] | None = None,
+        policy_version: int = 0,
+        stacks: bool = True,
+        timeout_s: float = 10.0,
+    ) -> Pending[Stacks]:
+        """Append steps, and ask for the stack of each lane in them.
+
+        Steps that the server refuses as invalid have no place in the order: the next ones take it.
+        Those that timed out do: send them again. The arrays must not change before the answer has
+        come: they are sent, and perhaps sent again, from where they lie.
+
+        Args:
+            steps: to append.
+            leave: int32 [J], lanes whose open episodes end, truncated, at their newest step, before
+                the steps are appended.
+            policy_version: version of the weights that chose the actions.
+            stacks: whether to answer with stacks, or with keys alone.
+            timeout_s: how long the server may hold the request back.
+
+        Raises:
+            InvalidRequestError: if the steps don't fit the table's signature, or those before have no
+                answer yet; nothing is sent.
+        """
+        self.require_answered()
+        steps.check(self.signature)
+        request = make(
+            Observe,
+            table=self._table,
+            writer=self.name,
+            incarnation=self.incarnation,
+            sequence=self._next,
+            leave=leave,
+            policy_version=policy_version,
+            stacks=stacks,
+            mapped=stacks and self._fetch.offers(self._table),
+            timeout_s=timeout_s,
+            **steps.__dict__ | {"frame": trees.bare(trees.leaves(steps.frame))},
+        )
+        pending = self._fetch.send(request, lambda reply: self._finish(request, reply))
+        self._unanswered = request
+        return pending
+
+    @property
+    def sequence(self) -> int:
+        """Number of the next request: one more once the one before has been applied."""
+        return self._next
+
+    def require_answered(self) -> None:
+        """Raise InvalidRequestError if a request is in flight, or is to be sent again."""
+        if self._unanswered is not None:
+            raise InvalidRequestError(
+                f"request {self._unanswered.sequence} of writer {self.name!r} has no answer yet, and one "
+                f"may be in flight; take its result first, or send it again"
+            )
+
+    def grow(self, lanes: int) -> None:
+        """Have `lanes` lanes altogether; waits for the server.
+
+        Raises:
+            InvalidRequestError: if it has more, a request has no answer yet, or the table is too small
+                for so many.
+            UnknownWriterError: if the server has forgotten the writer.
+        """
+        self.require_answered()
+        request = make(
+            OpenWriter, table=self._table, writer=self.name, incarnation=self.incarnation, lanes=lanes
+        )
+        opened = self._fetch.sent(request, WriterOpened, self._table).result()
+        if opened.sequence != self._next:
+            raise UnknownWriterError(
+                f"the server waits for request {opened.sequence} of writer {self.name!r}, and "
+                f"{self._next} would be next: it has forgotten what came before; open the writer anew"
+            )
+        self.lanes = lanes
+
+    def stacks(self, keys: NDArray[np.int64]) -> Stacks:
+        """Return the stacks of steps of the table by their keys, or raise EvictedError; waits for them."""
+        request = make(StackQuery, table=self._table, key=keys, mapped=self._fetch.offers(self._table))
+        return self._fetch.stacks(self._table, self._fetch.sent(request, Stacks, self._table).result())
+
+    def _finish(self, request: Observe, reply: Reply) -> Stacks:
+        if isinstance(reply, Stacks):
+            self._next = max(self._next, request.sequence + 1)
+        if not (isinstance(reply, Refused) and reply.code in _UNDECIDED):
+            self._unanswered = None if self._unanswered is request else self._unanswered
+        return self._fetch.stacks(self._table, self._fetch.expect(Stacks, self._table, reply))
