@@ -76,7 +76,7 @@ def encode(message: Request | Reply, message_id: int) -> list[Buffer]:
                 f"{message.type!r} has {sum(map(len, frames))} bytes of arrays; the limit is "
                 f"{MAX_MESSAGE_BYTES}; send less at once"
             )
-    return [_packed_header(message.type, header), *frames]
+    return [_packed_header(header, len(frames)), *frames]
 
 
 def decode(frames: Sequence[Buffer], kinds: Mapping[str, type[MessageT]]) -> tuple[int, MessageT]:
@@ -131,14 +131,12 @@ def _taken_apart(message: BaseModel) -> tuple[dict[str, object], list[_Named]]:
         elif isinstance(value, np.ndarray):
             arrays.append((field, None, value))
         elif isinstance(value, dict):
-            rest = {}
+            body[field] = rest = {}
             for key, part in value.items():
                 if isinstance(part, np.ndarray):
                     arrays.append((field, key, part))
                 else:
                     rest[key] = _packable(part)
-            if rest or not value:
-                body[field] = rest
         else:
             body[field] = _packable(value)
     return body, arrays
@@ -189,7 +187,7 @@ def _check_sendable(dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     _array_bytes(dtype.str, shape)
 
 
-def _packed_header(name: str, header: Mapping[str, object]) -> bytes:
+def _packed_header(header: Mapping[str, object], frames: int) -> bytes:
     try:
         packer = _PACKERS.pop()  # so that no other thread, nor a finalizer in this one, has it too
     except IndexError:
@@ -197,8 +195,8 @@ def _packed_header(name: str, header: Mapping[str, object]) -> bytes:
     packed = cast(bytes, packer.pack(header))
     if len(packed) > MAX_HEADER_BYTES:
         raise ProtocolError(
-            f"{name!r} has a header of {len(packed)} bytes; the limit is {MAX_HEADER_BYTES}; send less at "
-            f"once"
+            f"{header['t']!r} has a header of {len(packed)} bytes and {frames} large arrays; the limits "
+            f"are {MAX_HEADER_BYTES} and {MAX_FRAMES}; send less at once"
         )
     _PACKERS.append(packer)
     return packed

@@ -19,9 +19,11 @@ from fornix.common.messages import (
 from fornix.common.signature import ArraySpec, Signature
 from fornix.replay.batches import Sequences, Transitions
 from fornix.replay.client import Client
+from fornix.replay.lane_stacks import LaneStacks
 from fornix.replay.pending import Pending
 from fornix.replay.prefetch import Prefetch
 from fornix.replay.steps import Steps
+from fornix.replay.vector_writer import VectorWriter
 from fornix.replay.writer import Writer
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Client",
     "Episode",
     "FornixError",
+    "LaneStacks",
     "LimiterSpec",
     "Pending",
     "Prefetch",
@@ -44,5 +47,6 @@ __all__ = [
     "TableSpec",
     "Transition",
     "Transitions",
+    "VectorWriter",
     "Writer",
 ]

@@ -95,7 +95,13 @@ class Catalog:
         self._require_room(name, spec)
         # by place, so that a table that is refused here leaves the draws of later ones alone
         seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(self._made,))
-        table = Table(spec, self._memory(name, spec), np.random.default_rng(seed), self._lease_s)
+        memory = self._memory(name, spec)
+        try:
+            table = Table(spec, memory, np.random.default_rng(seed), self._lease_s)
+        except BaseException:
+            if spec.rows_of is None:
+                memory.ring.columns.close()
+            raise
         group = [] if spec.rows_of is None else self[spec.rows_of].group
         self._places[name] = Place(name, table, group, self._clock, self._refuse)
         self._made += 1
@@ -120,7 +126,7 @@ class Catalog:
 
     def memory_used(self) -> int:
         """Return the bytes that all tables take."""
-        return sum(table_nbytes(spec) for spec in self.specs().values())
+        return sum(place.table.nbytes for place in self)
 
     def _memory(self, name: str, spec: TableSpec) -> Memory:
         """Return the memory for a new table."""
@@ -144,12 +150,14 @@ class Catalog:
                 f"the server has {MAX_TABLES} tables, and that is the limit; drop one, or start "
                 f"another server"
             )
-        wanted, left = table_nbytes(spec), self.memory_bytes - self.memory_used()
+        slots = spec.steps if spec.rows_of is None else self[spec.rows_of].table.memory.ring.capacity
+        wanted, left = table_nbytes(spec, slots), self.memory_bytes - self.memory_used()
         if wanted > left:
+            fewer = f"lower capacity_steps to {max(0, left * spec.steps // wanted):,}"
             raise InvalidRequestError(
                 f"table {name!r} would take {wanted:,} bytes, and {left:,} of {self.memory_bytes:,} are "
-                f"left; lower capacity_steps to {max(0, left * spec.steps // wanted):,}, or start the "
-                f"server with more memory"
+                f"left; {fewer if spec.rows_of is None else 'drop a table'}, or start the server with more "
+                f"memory"
             )
 
 

@@ -81,26 +81,28 @@ def check_stacks(signature: Signature, stacks: int, mapped: bool) -> None:
 
 def check_batch(spec: TableSpec, request: Sample) -> None:
     """Raise InvalidRequestError if the batch could not be sent, or could never be drawn."""
-    unit, uses = request.unit, spec.sampler.uses
+    unit = request.unit
     fewest = fewest_steps(unit) + spec.signature.n_frames
     if fewest > spec.steps:
         raise InvalidRequestError(
             f"a {unit.kind} of {fewest_steps(unit)} steps needs {fewest} with its stack, and the table "
             f"holds {spec.steps}; draw shorter ones or raise capacity_steps"
         )
-    if (uses is not None or spec.sampler.kind in ("fifo", "lifo")) and request.batch_size > spec.steps * (
-        uses or 1
-    ):
+    # a batch of an ordered sampler holds different starts
+    times = 1 if spec.sampler.kind in ("fifo", "lifo") else spec.sampler.uses
+    if times is not None and request.batch_size > spec.steps * times:
+        often = "once" if times == 1 else f"{times} times"
         raise InvalidRequestError(
-            f"batch_size {request.batch_size} is more than the {spec.steps} steps of the table allow when "
-            f"each is drawn at most {uses or 1} times; lower batch_size, or raise capacity_steps"
+            f"batch_size {request.batch_size} is more than the {spec.steps} steps of the table allow, each "
+            f"of which may be in a batch {often} at most; lower batch_size, or raise capacity_steps"
         )
     row = _unit_nbytes(spec.signature, unit, request.mapped)
-    if request.batch_size * row > MAX_MESSAGE_BYTES:
+    zeros = 0 if request.mapped else spec.signature.frame_nbytes
+    if request.batch_size * row + zeros > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
-            f"a batch of {request.batch_size} takes {request.batch_size * row:,} bytes, {row:,} for each "
-            f"{unit.kind}; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
-            f"{MAX_MESSAGE_BYTES // row}"
+            f"a batch of {request.batch_size} takes {request.batch_size * row + zeros:,} bytes, {row:,} "
+            f"for each {unit.kind}; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
+            f"{(MAX_MESSAGE_BYTES - zeros) // row}"
         )
     if request.lease and not request.session:
         raise InvalidRequestError(f"lease {request.lease} has no session; name one, or send lease 0")

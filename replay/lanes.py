@@ -168,7 +168,7 @@ class Runs:
         )
 
     def returns(self, writer: Writer, reward: Array) -> NDArray[np.float64]:
-        """Return float64 [K]: the rewards of the episode up to each row.
+        """Return float64 [K]: the rewards of each row's episode up to its last row in the request.
 
         Args:
             writer: that knows the rewards before.
@@ -184,10 +184,9 @@ class Runs:
             return np.where(first, 0.0, writer.returns[self.lane] + earned)
         heads = self.begins | first
         earned[heads & ~first] += writer.returns[self.lane[heads & ~first]]
-        total = np.cumsum(earned)
-        before = (total - earned)[heads]
-        total -= np.repeat(before, np.diff(np.flatnonzero(heads), append=len(first)))
-        return total
+        begins = np.flatnonzero(heads)
+        total: NDArray[np.float64] = np.add.reduceat(earned, begins)
+        return np.repeat(total, np.diff(begins, append=len(first)))
 
 
 @dataclass(frozen=True)

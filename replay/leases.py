@@ -88,6 +88,19 @@ class Leases:
         self._holding[session] = known
         self.touch(session, now)
 
+    def take_back(self, session: str, lease: int) -> None:
+        """Give back one lease, which is asked for again: what it was granted for has not arrived.
+
+        If it is acknowledged after all, it is charged then.
+        """
+        known = self._sessions.get(session)
+        if known is None or lease not in known.outstanding:
+            return
+        samples = known.given_back[lease] = known.outstanding.pop(lease)
+        self._limiter.give_back(samples)
+        if not known.outstanding:
+            self._holding.pop(session, None)
+
     def consume(self, session: str, up_to: int, now: float) -> int:
         """Charge all leases of a session up to a number; return how many samples that are.
 

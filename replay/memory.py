@@ -23,7 +23,7 @@ from fornix.common.messages import FIRST, LAST, Observe, Stacks
 from fornix.common.signature import Signature, frame_name
 from fornix.replay.checks import check_stacks, check_steps
 from fornix.replay.lanes import Runs, Writer
-from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.ring import ENDS, NONE, Numbers, Ring
 from fornix.replay.stacking import Stacker, oldest_of
 from fornix.replay.storage import EXTRA_PREFIX, Columns
 
@@ -132,12 +132,13 @@ class Memory:
         if request.leave is not None:
             self._leave(writer, request.leave)
         answer = self._append(writer, runs, request) if len(request.lane) else np.empty(0, np.int64)
-        self.newest_policy_version = request.policy_version
+        if len(request.lane):
+            self.newest_policy_version = request.policy_version
         writer.sequence = request.sequence
         writer.last_seen = now
         writer.mapped = request.mapped
         writer.answers.append((request.sequence, answer))
-        return self._answer(answer, request.stacks, request.mapped)
+        return self._answer(answer, request.stacks, request.mapped, self.stacker)
 
     def answer_again(self, request: Observe) -> Stacks:
         """Return the same answer as when `request` was applied.
@@ -150,7 +151,7 @@ class Memory:
         for sequence, rows in writer.answers:
             if sequence == request.sequence:
                 try:
-                    return self._answer(rows, request.stacks, request.mapped)
+                    return self._answer(rows, request.stacks, request.mapped, self.stacker)
                 except EvictedError as error:
                     raise SequenceError(
                         f"request {sequence} of writer {writer.name!r} was applied, and {error}"
@@ -161,9 +162,15 @@ class Memory:
             f"{writer.sequence + 1}"
         )
 
-    def stacks(self, keys: Numbers, mapped: bool = False) -> Stacks:
-        """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
-        return self._answer(keys, stacks=True, mapped=mapped)
+    def stacks(self, keys: Numbers, mapped: bool = False, stacker: Stacker | None = None) -> Stacks:
+        """Return the stacks of steps by their keys, or raise EvictedError for what is not there.
+
+        Args:
+            keys: int64 [K].
+            mapped: whether to answer with places in the mapped memory.
+            stacker: of a table that has fewer frames in a stack; the memory's own if not given.
+        """
+        return self._answer(keys, True, mapped, stacker or self.stacker)
 
     def reset(self) -> None:
         """Forget all steps and all writers."""
@@ -227,7 +234,11 @@ class Memory:
             _as_it_came(values, runs) for values in (links.predecessor, links.first, links.position)
         )
         numbers = np.arange(ring.head, ring.head + count)
-        rows = self._rows(request, runs.kinds[FIRST] > 0) | {"first": numbers - first, "position": position}
+        rows = self._rows(request, runs.kinds[FIRST] > 0) | {
+            # of an episode that began further back than the column can tell, it leads below every tail
+            "first": np.minimum(numbers - first, ENDS),
+            "position": position,
+        }
         ring.append(rows, predecessor, tail)
         if runs.kinds[LAST]:
             ring.end(numbers[request.step_type == LAST])
@@ -276,20 +287,20 @@ class Memory:
             **{EXTRA_PREFIX + name: array for name, array in request.extras.items()},
         }
 
-    def _answer(self, keys: Numbers, stacks: bool, mapped: bool) -> Stacks:
+    def _answer(self, keys: Numbers, stacks: bool, mapped: bool, stacker: Stacker) -> Stacks:
         if not stacks:
             return Stacks(key=keys)
         check_stacks(self.signature, len(keys), mapped)
         there = (keys >= self.ring.tail) & (keys < self.ring.head)
         if not there.all():
             raise self._evicted(keys, there)
-        rows, whole = self.stacker.rows(keys, self.ring.tail)
+        rows, whole = stacker.rows(keys, self.ring.tail)
         if not whole.all():
             raise self._evicted(keys, whole)
-        slots = self.stacker.slots(rows)
+        slots = stacker.slots(rows)
         if mapped:
             return Stacks(key=keys, index=slots, oldest=oldest_of(rows), memory=self.number)
-        return Stacks(key=keys, stack=trees.bare(self.stacker.gather(slots)))
+        return Stacks(key=keys, stack=trees.bare(stacker.gather(slots)))
 
     def _evicted(self, keys: Numbers, there: NDArray[np.bool_]) -> EvictedError:
         return EvictedError(

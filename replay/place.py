@@ -48,11 +48,12 @@ class Place:
     def lets_insert(self) -> bool:
         """Whether this table lets an insert go ahead now.
 
-        Where its limiter holds inserts back and lets samples through, whoever still waits for a sample
-        lacks a start to draw, and only more steps can bring one.
+        Where its limiter holds inserts back and lets a sample through that still waits, that lacks a start
+        to draw, and only more steps can bring one.
         """
-        limiter = self.table.limiter
-        return limiter.may_insert() or (len(self.samples) > 0 and limiter.may_sample())
+        return self.table.limiter.may_insert() or any(
+            self.table.lets_sample(parked.request) for parked in self.samples
+        )
 
     def insert(self, request: Observe) -> Stacks | None:
         """Carry out a new write, or return None while it must wait."""
@@ -144,8 +145,8 @@ class Place:
 
     def _release_samples(self) -> Iterator[Answer]:
         for parked in self.samples:
-            if not self.table.limiter.may_sample():
-                return
+            if not self.table.lets_sample(parked.request):
+                continue
             reply = self._try(self.sample, parked)
             if reply is not None:
                 self.samples.remove(parked)

@@ -1,9 +1,8 @@
 """The process around a service: moves messages between a ROUTER socket and `ReplayService`."""
 
+import contextlib
 import logging
 import math
-import os
-import select
 from collections.abc import Iterable
 
 import zmq
@@ -16,7 +15,6 @@ from fornix.replay.place import Answer
 from fornix.replay.service import ReplayService
 
 _LOG = logging.getLogger(__name__)
-_BURST = 64
 _QUEUED_MESSAGES = 32
 
 
@@ -54,9 +52,11 @@ class ReplayServer:
         self._socket.sndhwm = self._socket.rcvhwm = _QUEUED_MESSAGES
         # far above what the wire admits: a message between the two limits is answered with a sentence
         self._socket.maxmsgsize = 2 * MAX_MESSAGE_BYTES
-        self._wake_reader, self._wake_writer = os.pipe()
+        self._stopped = False
+        self._waking = f"inproc://wake-{id(self)}"
         self.undeliverable = 0
         try:
+            self._socket.bind(self._waking)
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self.close()
@@ -69,55 +69,43 @@ class ReplayServer:
 
     def serve(self) -> None:
         """Answer requests until `stop` is called."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_reader, zmq.POLLIN)
-        while not self._told_to_stop():
-            ready = dict(poller.poll(self._patience_ms()))
-            if self._socket in ready:
-                self._receive_burst()
-            self._send(self._service.expire())
+        while not self._stopped:
+            patience_s = self._service.patience_s()
+            if patience_s == 0:
+                self._send(self._service.expire())
+                continue
+            # a socket's own time-out: to poll it, and another for the stop sign, costs a system call each
+            self._socket.rcvtimeo = -1 if patience_s is None else math.ceil(patience_s * 1000)
+            with contextlib.suppress(zmq.Again):
+                client, frames = self._receive()
+                if not self._stopped:
+                    self._handle(client, frames)
 
     def stop(self) -> None:
         """Let `serve` return; may be called by a signal handler or another thread."""
-        os.write(self._wake_writer, b"\0")
+        self._stopped = True
+        with self._context.socket(zmq.DEALER) as waker:
+            waker.linger = 0
+            waker.connect(self._waking)
+            waker.send(b"")
 
     def close(self) -> None:
         """Free the address."""
         self._socket.close(linger=0)
         if self._own_context:
             self._context.term()
-        os.close(self._wake_reader)
-        os.close(self._wake_writer)
 
-    def _patience_ms(self) -> int | None:
-        patience_s = self._service.patience_s()
-        return None if patience_s is None else math.ceil(patience_s * 1000)
-
-    def _receive_burst(self) -> None:
-        """Handle what has come, but look at deadlines and the stop sign every so often."""
-        for _ in range(_BURST):
-            if self._told_to_stop():
-                return
-            try:
-                client, *frames = self._receive()
-            except zmq.Again:
-                return
-            self._handle(client.bytes, [frame.buffer for frame in frames])
-
-    def _receive(self) -> list[zmq.Frame]:
-        """Return the frames of one message, and of one with too many only as many as tell that."""
-        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-        frames = [frame]
-        while frame.more:
+    def _receive(self) -> tuple[bytes, list[Buffer]]:
+        """Return a client and the frames of its message; of one with too many only as many as tell that."""
+        client = self._socket.recv()
+        frames: list[Buffer] = []
+        more = bool(self._socket.rcvmore)
+        while more:
             frame = self._socket.recv(copy=False)
-            if len(frames) < MAX_FRAMES + 3:  # the client, the header, and one too many
-                frames.append(frame)
-        return frames
-
-    def _told_to_stop(self) -> bool:
-        """Whether `stop` was called; the pipe alone says so."""
-        return bool(select.select([self._wake_reader], [], [], 0)[0])
+            more = frame.more
+            if len(frames) < MAX_FRAMES + 2:  # the header, and one too many
+                frames.append(frame.buffer)
+        return client, frames
 
     def _handle(self, client: bytes, frames: list[Buffer]) -> None:
         try:

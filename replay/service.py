@@ -199,7 +199,7 @@ class ReplayService:
     @_handle.register
     def _(self, request: StackQuery, ticket: Ticket) -> Reply:
         check_keys(request.key)
-        return self._catalog[request.table].table.memory.stacks(request.key, request.mapped)
+        return self._catalog[request.table].table.stacks(request.key, request.mapped)
 
     @_handle.register
     def _(self, request: Sample, ticket: Ticket) -> Reply | None:
@@ -208,8 +208,7 @@ class ReplayService:
         if request.session:
             self._sessions.put(request.session, request.table, request.mapped, now)
             place.table.leases.consume(request.session, request.consumed, now)
-        # who waits lacks a start, or the limiter is closed to this one too
-        reply = place.sample(request) if not place.samples or place.table.limiter.may_sample() else None
+        reply = place.sample(request)  # who waits already lacks a start, or the limiter is closed to all
         if reply is None:
             # the same lease again, perhaps by another way, takes its own place in the line
             key = (request.session, request.lease) if request.lease else next(self._count)

@@ -14,7 +14,6 @@ from fornix.replay.stacking import Stacker
 from fornix.replay.units import Starts
 
 _SCAN_ROWS = 65_536
-_CELLS_AT_ONCE = 1 << 20  # rows times the steps of a unit, which a look for starts takes memory for
 _WAITS, _IN, _OUT = 0, 1, 2
 
 
@@ -35,7 +34,6 @@ class StartIndex:
         self._starts = starts
         self.sampler = sampler
         self.span = starts.span
-        self._at_once = max(1, _CELLS_AT_ONCE // self.span)
         self._state: NDArray[np.uint8] = np.zeros(ring.capacity, np.uint8)
         self._state[ring.slots(np.arange(ring.tail, tail))] = _OUT
         for low in range(tail, ring.head, _SCAN_ROWS):
@@ -68,10 +66,7 @@ class StartIndex:
 
     def arrive(self, rows: Numbers) -> None:
         """Put in the starts that are completed by new rows or by newly marked ends."""
-        for low in range(0, len(rows), self._at_once):
-            self._put_in(self._starts.completed(rows[low : low + self._at_once], self._ring.tail))
-
-    def _put_in(self, found: Numbers) -> None:
+        found = self._starts.completed(rows, self._ring.tail)
         slots = self._ring.slots(found)
         new = self._state[slots] == _WAITS
         if not new.all():

@@ -13,6 +13,7 @@ from fornix.common.messages import (
     PrioritiesUpdated,
     Sample,
     SamplerSpec,
+    Stacks,
     TableSpec,
     Unit,
     UpdatePriorities,
@@ -82,7 +83,7 @@ class Table:
     @property
     def nbytes(self) -> int:
         """Bytes that the table takes, with its rows if they are its own."""
-        return table_nbytes(self.spec)
+        return table_nbytes(self.spec, self._ring.capacity)
 
     def make_room(self, rows: int) -> None:
         """`rows` more are about to be written: let go of all that will be gone from this table."""
@@ -131,15 +132,21 @@ class Table:
         self.limiter.change(limiter)
         self.spec = self.spec.model_copy(update={"limiter": limiter})
 
+    def lets_sample(self, request: Sample) -> bool:
+        """Whether the limiter lets a sample go ahead now; a refill, which is charged to nobody, always."""
+        return request.refill or self.limiter.may_sample()
+
     def sample(self, request: Sample, now: float = 0.0) -> Batch | None:
         """Return a batch, or None while the limiter is closed or too few starts are sampleable."""
-        if not request.refill and not self.limiter.may_sample():
+        if request.lease and not request.refill:
+            self.leases.check(request.session, request.lease)
+            # asked for again, it must not be what the limiter waits for
+            self.leases.take_back(request.session, request.lease)
+        if not self.lets_sample(request):
             return None
         index = self._index(request.unit)
         if not index.sampler.can_draw(request.batch_size):
             return None
-        if request.lease:
-            self.leases.check(request.session, request.lease)
         members = len(index.sampler)
         draw = self._draw(index, request.batch_size)
         batch = assemble(self._ring, self._stacker, draw, index.span, members, request)
@@ -149,6 +156,10 @@ class Table:
     def check_sample(self, request: Sample) -> None:
         """Raise InvalidRequestError if the batch could not be sent, or could never be drawn."""
         check_batch(self.spec, request)
+
+    def stacks(self, keys: Numbers, mapped: bool = False) -> Stacks:
+        """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
+        return self.memory.stacks(keys, mapped, self._stacker)
 
     def starts(self, unit: Unit) -> Numbers:
         """Return the keys that a unit may start from now, oldest first."""
@@ -176,14 +187,16 @@ class Table:
 
     def why_no_sample(self, request: Sample) -> str:
         """Return what `request` waits for, and what would open it."""
-        if not self.limiter.may_sample():
+        if not self.lets_sample(request):
             return self.limiter.why_no_sample()
         sampler = self._index(request.unit).sampler
         if len(sampler):
             return sampler.why_not(request.batch_size)
+        uses = self.spec.sampler.uses
+        limit = "" if uses is None else f", and is drawn {uses} times at most"
         return (
             f"none of the {len(self)} steps can be started from yet: a start needs its whole stack and "
-            f"{what_follows(request.unit)}; more steps open it"
+            f"{what_follows(request.unit)}{limit}; more steps open it"
         )
 
     def _draw(self, index: StartIndex, count: int) -> Draw:
@@ -224,10 +237,15 @@ def drawing_nbytes(sampler: SamplerSpec) -> int:
     return _STATE_BYTES + _SAMPLER_BYTES[sampler.kind]
 
 
-def table_nbytes(spec: TableSpec) -> int:
-    """Return the bytes that a table takes: its rows, if they are its own, and what draws from them."""
+def table_nbytes(spec: TableSpec, slots: int) -> int:
+    """Return the bytes that a table takes: its rows, if they are its own, and what draws from them.
+
+    Args:
+        spec: of the table.
+        slots: how many rows the ring has, which may be another table's.
+    """
     rows = nbytes(spec.signature, spec.steps) if spec.rows_of is None else 0
-    return rows + spec.steps * drawing_nbytes(spec.sampler)
+    return rows + slots * drawing_nbytes(spec.sampler)
 
 
 def steps_in(spec: TableSpec, available: int) -> int:

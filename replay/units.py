@@ -4,6 +4,7 @@ Each kind says which starts a new row completes. All begin with a whole stack; d
 them in notation. "Position" is the number of steps since the episode's FIRST row, which has position 0.
 """
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from fornix.common.messages import Episode, Sequence, Transition, Unit
 from fornix.replay.ring import NONE, Numbers, Ring
+
+_CELLS_AT_ONCE = 1 << 20  # rows times the steps of a unit, which a look for starts takes memory for
 
 
 class Starts(Protocol):
@@ -60,6 +63,10 @@ class TransitionStarts:
         if self.span == 1:
             before = self._ring.before(rows, tail)
             return before[before >= 0]
+        parts = [self._look(rows[part], tail) for part in _parts(len(rows), self.span)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _look(self, rows: Numbers, tail: int) -> Numbers:
         ends = self._ring.is_end(rows)
         some_end = bool(ends.any())
         found = np.full((self.span, len(rows)), NONE, np.int64)
@@ -87,8 +94,14 @@ class SequenceStarts:
         position = self._position[self._ring.slots(rows)].astype(np.int64)
         ends = self._ring.is_end(rows)
         full = (position >= self.span) & ((position - self.span) % self._unit.period == 0)
-        looking = full | ends
-        rows, position, ends, full = rows[looking], position[looking], ends[looking], full[looking]
+        looking = np.flatnonzero(full | ends)
+        parts = [looking[part] for part in _parts(len(looking), self.span)]
+        found = [self._look(rows[at], position[at], ends[at], full[at], tail) for at in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _look(
+        self, rows: Numbers, position: Numbers, ends: NDArray[np.bool_], full: NDArray[np.bool_], tail: int
+    ) -> Numbers:
         found = np.full((self.span, len(rows)), NONE, np.int64)
         current = rows
         for step in range(1, min(self.span, int(position.max(initial=0))) + 1):
@@ -118,6 +131,13 @@ class EpisodeStarts:
         ended = rows[ends]
         first: Numbers = ended - self._ring.read("first", ended)
         return first[first >= tail]
+
+
+def _parts(rows: int, span: int) -> Iterator[slice]:
+    """Yield slices of so many rows, one at least, that a look for starts of `span` steps takes at once."""
+    at_once = max(1, _CELLS_AT_ONCE // span)
+    for low in range(0, max(1, rows), at_once):
+        yield slice(low, low + at_once)
 
 
 def _in_order(found: Numbers) -> Numbers:

@@ -57,6 +57,10 @@ class VectorWriter:
     where they lie: take the result before the environments step again, if they write into the same
     arrays (`copy=False`). An episode that ended both terminated and truncated counts as terminated.
 
+    Where the caller resets (`disabled`), `reset(observation, done)` follows a step that ended episodes; or
+    `step` is told of it by `first`, in one request instead of three. In `same_step`, an environment that
+    returns one array over and over spoils its own last observation: Gymnasium keeps no copy of it.
+
     One request may be in flight. A call that raises has changed nothing, and neither has a request that
     the server refused; one that timed out is to be sent again (`Pending.send_again`).
 
@@ -191,7 +195,8 @@ class VectorWriter:
         """Let lanes that have left, or are new, be written again.
 
         Each waits until an episode of its environment begins: with the environments' own reset, or with
-        the caller's (`reset`). Lanes beyond N are added; arrays have as many rows from now on.
+        the caller's (`reset`). Lanes beyond N are added; arrays have as many rows from now on. It isn't
+        known of these whether they begin with the next step: say so (`at_once`), or reset them.
 
         Args:
             which: lanes by number, or bool [N].

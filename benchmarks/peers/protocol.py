@@ -269,6 +269,12 @@ def memory_bytes(pid: int | str = "self") -> int:
         return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def filled(buffer: Buffer, capacity: int) -> Buffer:
+    for _ in range(-(-capacity // BATCH_SIZE)):
+        buffer.add()
+    return buffer
+
+
 class InProcess:
     """Two filled buffers, one drawn from uniformly and one by priority."""
 
@@ -276,14 +282,9 @@ class InProcess:
         gc.collect()
         kind.batches(workload, settings["form"])  # is made now, and doesn't count
         before = memory_bytes()
-        self._uniform, self._prioritized = (
-            kind(workload, capacity, which, **settings) for which in (False, True)
-        )
-        for buffer in (self._uniform, self._prioritized):
-            for _ in range(-(-capacity // BATCH_SIZE)):
-                buffer.add()
-            if buffer is self._uniform:
-                self.memory_bytes = memory_bytes() - before
+        self._uniform = filled(kind(workload, capacity, False, **settings), capacity)
+        self.memory_bytes = memory_bytes() - before
+        self._prioritized = filled(kind(workload, capacity, True, **settings), capacity)
 
     def measures(self) -> dict[str, Measure]:
         return {

@@ -167,9 +167,9 @@ class Episodes:
         return [int(answer.key[0]) for answer in answers]
 
 
-def transitions(table, n_step=1, discount=0.5, draws=400):
-    """Return the transitions that are drawn, by their keys: dicts of every field."""
-    batch = table.sample(sample(draws, n_step, discount))
+def drawn(table, unit, discount=0.5, draws=400):
+    """Return what is drawn, by its keys: dicts of every field."""
+    batch = table.sample(sample(draws, unit=unit, discount=discount))
     assert batch is not None
     found = {}
     for at, key in enumerate(batch.key.tolist()):
@@ -183,5 +183,11 @@ def transitions(table, n_step=1, discount=0.5, draws=400):
         row["stack"] = row["window"][:n_frames]
         row["next_stack"] = row["window"][steps : steps + n_frames]
         row["extras"] = {name: array[at] for name, array in batch.extras.items()}
+        row["mask"] = None if batch.mask is None else batch.mask[at]
         found[key] = row
     return found
+
+
+def transitions(table, n_step=1, discount=0.5, draws=400):
+    """Return the transitions that are drawn, by their keys: dicts of every field."""
+    return drawn(table, Transition(n_step=n_step), discount, draws)

@@ -107,7 +107,7 @@ BAD = {
     "another capacity": (
         CreateTable(table="t", spec=spec(capacity=99)),
         SignatureError,
-        ["capacity_steps 100", "asks for 99"],
+        ["capacity_steps: the table has 100, asked for is 99", "use another table name"],
     ),
     "another limiter": (
         CreateTable(table="t", spec=spec(limiter=RATIO)),

@@ -319,7 +319,13 @@ def test_info_tells_what_is_there():
     assert table["signature"]["n_frames"] == "3"
     assert table["inserts_per_s"] == pytest.approx(12 / 10, rel=0.2)
     writer = table["writers"]["w"]
-    assert writer == {"incarnation": 1, "sequence": 18, "lanes": 2, "idle_s": 2.5}
+    assert writer == {
+        "incarnation": 1,
+        "sequence": 18,
+        "lanes": 2,
+        "memory": "socket",
+        "idle_s": 2.5,
+    }
     report = info.reports["actor-0"]
     assert (report["age_s"], report["doing"], report["metrics"]["score"]) == (2.0, "plays", 3.0)
 

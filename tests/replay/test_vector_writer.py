@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fornix.common import trees
-from fornix.common.errors import EvictedError, InvalidRequestError, WaitTimeoutError
+from fornix.common.errors import EvictedError, InvalidRequestError, UnknownWriterError, WaitTimeoutError
 from fornix.common.messages import FIRST, LAST, MID, TableSpec
 from fornix.common.signature import ArraySpec, Signature
 from fornix.replay.autoreset import Autoreset
@@ -309,6 +309,59 @@ def test_a_lane_that_joins_waits_for_an_episode_to_begin(mode):
     run.check()
 
 
+def test_a_lane_that_joins_at_once_when_its_environment_resets_begins_with_the_new_episode():
+    run = Run("same_step")
+    run.begin()
+    env = run.envs.envs[2]
+    run_until(run, lambda _: env._length - env.at == 1 and env._ending[0])
+    run.leave(2)
+    run.join(2, at_once=True)
+    run.step()
+    assert run.transport.rows[2][-1][:2] == (FIRST, False)
+    run.step()
+    run.check()
+
+
+def no_vector(mode):
+    """Return rows, and a function that writes a step of three lanes of which some are done."""
+    _, transport, writer = open_table(3)
+    rows = VectorWriter(writer, mode)
+
+    def step(*done):
+        zeros, no = np.zeros((3, 3), np.int32), np.zeros(3, bool)
+        action, reward = np.zeros(3, np.int64), np.zeros(3, np.float32)
+        over = np.isin(np.arange(3), done)
+        return rows.step(action, zeros, reward, no, over).result().lane.tolist()
+
+    rows.reset(np.zeros((3, 3), np.int32)).result()
+    return rows, step, transport.rows
+
+
+def test_a_lane_that_has_to_be_reset_still_has_to_when_it_comes_back():
+    rows, step, _ = no_vector("disabled")
+    step(1)
+    rows.leave([1])
+    assert step() == [0, 2]
+    rows.join([1])
+    with pytest.raises(InvalidRequestError, match=r"\[1\] ended and were not reset"):
+        step()
+    rows.leave([1])
+    rows.join([1], at_once=True)
+    assert step() == [0, 1, 2]
+
+
+def test_a_lane_whose_environment_was_reset_while_it_was_away_joins_with_the_next_episode():
+    rows, step, written = no_vector("next_step")
+    rows.leave([1])
+    step(1)
+    assert rows.reset(np.zeros((3, 3), np.int32), np.arange(3) == 1).result().lane.tolist() == [0, 2]
+    rows.join([1])
+    assert step() == [0, 2]  # its environment is in mid-episode
+    assert step(1) == [0, 2]
+    assert step() == [0, 1, 2]
+    assert [row[0] for row in written[1] if row != "left"] == [FIRST, FIRST]
+
+
 @every_mode
 def test_a_lane_that_joins_at_once_begins_with_the_next_observation(mode):
     run = Run(mode)
@@ -374,6 +427,15 @@ def test_lanes_that_cant_be_added_leave_everything_as_it_was():
     assert run.rows.lanes == run.writer.lanes == 2
     run.step()
     run.check()
+
+
+def test_a_writer_that_the_server_forgot_does_not_grow():
+    run = Run("next_step", copies=3, lanes=2)
+    run.begin()
+    run.client.reset_table("t")
+    with pytest.raises(UnknownWriterError, match="waits for request 1 of writer 'w', and 2 would be next"):
+        run.rows.join([2])
+    assert run.rows.lanes == run.writer.lanes == 2
 
 
 def test_all_lanes_may_leave():
@@ -577,7 +639,7 @@ def test_over_a_socket_and_with_lanes_that_leave(serve, ipc_address):
     )
     with serve(ipc_address), Client.connect(ipc_address) as client:
         client.create_table("t", TableSpec(signature=signature, capacity_steps=500))
-        run.writer = client.open_writer("t", "w", 4)
+        run.client, run.writer = client, client.open_writer("t", "w", 4)
         run.rows = VectorWriter(run.writer, "same_step")
         run.begin()
         for _ in range(10):

@@ -70,6 +70,9 @@ def info(actor: dict[str, float], learner: dict[str, float], age_s: float = 0.5)
         "steps_ever": 700,
         "inserts": 600,
         "samples": 1200,
+        "leased": 256,
+        "rows_of": "wild",
+        "sampler": {"kind": "prioritized", "max_times_sampled": 3, "priority_exponent": 0.6},
         "samples_per_insert": 2.0,
         "inserts_per_s": 30.0,
         "samples_per_s": 60.0,
@@ -84,7 +87,10 @@ def info(actor: dict[str, float], learner: dict[str, float], age_s: float = 0.5)
             "waiting_inserts": 2,
             "waiting_samples": 0,
         },
-        "writers": {"actor-0.0": {"incarnation": 1, "sequence": 9, "lanes": 4, "idle_s": 0.25}},
+        "writers": {
+            "actor-0.0": {"incarnation": 1, "sequence": 9, "lanes": 4, "memory": "mapped", "idle_s": 0.25}
+        },
+        "readers": {"learner-1f": {"memory": "socket", "idle_s": 1.5}},
     }
     server = {
         "version": "1",
@@ -212,6 +218,8 @@ def test_the_inspection_shows_the_server() -> None:
             "30 inserts/s",
         ),
         *("no (2 waiting)", "actor-0.0", "0.2 s ago", "score 300", "first at 10 inserts"),
+        *("prioritized, priority exponent 0.6, each at most 3 times from the rows of wild", "256 leased"),
+        *("mapped", "learner-1f", "socket", "1.5 s ago"),
     ):
         assert word in text, text
 
