@@ -6,9 +6,10 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install run-local run-sequential test check format bench verify-stacks clean
+.PHONY: help install run-local run-sequential test check format bench bench-run bench-peers verify-stacks clean
 
 help: ## show this help
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -36,14 +37,21 @@ format: $(INSTALLED) ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED) ## measure the figures that README quotes
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+bench: $(INSTALLED) ## measure the replay engine against its floors
+	$(BIN)/python benchmarks/bench_engine.py $(ARGS)
+
+bench-run: $(INSTALLED) ## measure learning, weights and the world: the other figures that README quotes
+	@set -e; for name in learning modes weights world; do \
+	  echo "== $$name"; $(BIN)/python benchmarks/bench_$$name.py $(ARGS); done
+
+bench-peers: $(INSTALLED) $(PEERS)/.installed ## measure it beside dm-reverb, cpprb and TorchRL (2.6 GB to install)
+	$(BIN)/python benchmarks/bench_peers.py --peers-python $(PEERS)/bin/python $(ARGS)
 
 verify-stacks: $(INSTALLED) ## compare a million sampled stacks with what actors acted on
 	$(BIN)/python benchmarks/verify_stacks.py $(ARGS)
 
-clean: ## remove .venv and all caches; runs stay
-	rm -rf $(VENV) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+clean: ## remove the environments and all caches; runs stay
+	rm -rf $(VENV) $(PEERS) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Made again only when what is to be installed changes.
@@ -56,4 +64,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

@@ -32,6 +32,7 @@ from workloads import (
     BATCH_SIZE,
     IN_FLIGHT,
     LANES,
+    PER_REQUEST,
     TABLE,
     WORKLOADS,
     BackgroundWriter,
@@ -91,7 +92,9 @@ def gather_rate(workload: Workload, scheme: str, options: argparse.Namespace) ->
     alone, floor, meanwhile, written = [], [], [], []
     with a_server(scheme, workload) as address, Client.connect(address, memory=memory) as client:
         writer = BackgroundWriter(address, workload, memory)
-        batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT)
+        batches = client.batches(
+            TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, per_request=PER_REQUEST[workload.name]
+        )
         places = some_places(address, workload)
         draw(batches, 0.3)
         for _ in range(options.rounds):

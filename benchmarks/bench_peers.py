@@ -24,6 +24,7 @@ from workloads import (
     BATCH_SIZE,
     IN_FLIGHT,
     LANES,
+    PER_REQUEST,
     TABLE,
     WORKLOADS,
     BackgroundWriter,
@@ -134,7 +135,9 @@ def fornix(workload: Workload) -> Iterator[dict[str, Measure]]:
             client = stack.enter_context(Client.connect(address, memory=memory))  # type: ignore[arg-type]
             writer = BackgroundWriter(address, workload, memory)
             stack.callback(writer.close)
-            batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT)
+            batches = client.batches(
+                TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, per_request=PER_REQUEST[workload.name]
+            )
             stack.callback(batches.close)
             measures[f"uniform, {name}"] = lambda seconds, batches=batches: draw(batches, seconds)
             measures[f"uniform while writing, {name}"] = lambda seconds, batches=batches, writer=writer: (

@@ -21,7 +21,8 @@ from fornix.common.messages import SamplerSpec
 from fornix.replay import ArraySpec, Client, Prefetch, Signature, Steps, TableSpec, Writer
 from fornix.replay.role import serve
 
-BATCH_SIZE, IN_FLIGHT, EPISODE_STEPS, LANES = 256, 3, 50, 40
+BATCH_SIZE, IN_FLIGHT, EPISODE_STEPS, LANES = 256, 2, 50, 40
+PER_REQUEST = {"vector": 8, "pixels": 1}  # batches: large ones gain nothing by being asked for together
 TABLE = "bench"
 
 

@@ -105,7 +105,7 @@ class SamplerSpec(Message):
     """How starts are chosen; `replay.samplers` has them, and docs/replay.md defines them."""
 
     kind: SamplerKind = "uniform"
-    """`uniform`, `prioritized`: with replacement; `fifo`, `lifo`: in order; `epoch`: without replacement."""
+    """`uniform`, `prioritized`: with replacement; `epoch`: without; `fifo`, `lifo`: in order."""
     max_times_sampled: int | None = Field(None, ge=1, le=65_535)
     """How often a step may be drawn as a start; None for any number, and for `fifo` once."""
     priority_exponent: float = Field(0.6, ge=0, le=8, allow_inf_nan=False)
@@ -318,8 +318,6 @@ class StackQuery(Request):
     table: TableName
     key: Array
     """int64 [K]."""
-    mapped: bool = False
-    """Whether the client gathers the stacks from the mapped memory itself."""
 
 
 class Stacks(Reply):
@@ -329,14 +327,10 @@ class Stacks(Reply):
     key: Array
     """int64 [L]: the step's global sequence number."""
     stack: Any = None
-    """[L, n_frames, *obs], oldest first; None where only keys were asked for, or the rows for a mapped
-    memory. From a `Client`, a dict or tuple of such where a frame is one."""
-    index: Array | None = None
-    """For a mapped memory: int32 [L, n_frames], the slots of the stacks' rows."""
-    oldest: Array | None = None
-    """For a mapped memory: int64 [L], the oldest row of each stack."""
+    """[L, n_frames, *obs], oldest first; None where only keys were asked for, or the client has the memory
+    mapped. From a `Client`, a dict or tuple of such where a frame is one."""
     memory: Count = 0
-    """For a mapped memory: its number, as TableMap tells it."""
+    """The number of the mapped memory that the client finds these stacks in; 0 where it need not."""
     held_s: float = 0.0
     """How long the limiter held the request back."""
 
@@ -466,8 +460,10 @@ class TableMap(Reply):
     """uint8 [16], which stands in the file too: so that no other file is taken for it."""
     memory: Count = 0
     """The memory's number, drawn at random; whatever refers to places in it tells it too."""
-    frame: dict[str, Column]
-    """[capacity_steps + 1, *obs] of every array of a frame, by path; the last is zero."""
+    columns: dict[str, Column]
+    """`back`, <u4 [capacity_steps]: how far before each row its predecessor stands, 0 on an episode's first
+    row. And every array of a frame, named `frame` or `frame.PATH`, [capacity_steps + 1, *obs]; the last row
+    is zero."""
 
 
 class InfoQuery(Request):

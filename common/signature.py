@@ -171,7 +171,8 @@ class Signature(BaseModel):
         """Raise InvalidRequestError unless `frames` are all arrays of `rows` frames, by path."""
         if frames.keys() != self.frames.keys():
             raise InvalidRequestError(
-                f"a frame has the arrays {sorted(frames)}; the table takes {sorted(self.frames)}"
+                f"a frame has the arrays {sorted(map(frame_name, frames))}; the table takes "
+                f"{sorted(map(frame_name, self.frames))}; send just these"
             )
         for path, spec in self.frames.items():
             spec.check(frame_name(path), frames[path], rows)

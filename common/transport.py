@@ -26,8 +26,11 @@ class Transport(Protocol):
     def send(self, request: Request) -> int:
         """Send a request on its way, and return its number."""
 
-    def poll(self, number: int) -> Reply | None:
-        """Return the reply if it is there; it is handed out once. Raises as `wait` does."""
+    def poll(self, number: int, timeout_s: float = 0.0) -> Reply | None:
+        """Return the reply if it is there, or perhaps if it comes in time; it is handed out once.
+
+        Raises as `wait` does.
+        """
 
     def wait(self, number: int) -> Reply:
         """Wait for the reply and return it; it is handed out once.
@@ -109,9 +112,12 @@ class ZmqTransport:
         self._attempt(flight)
         return self._last_number
 
-    def poll(self, number: int) -> Reply | None:
-        """Return the reply if it is there; it is handed out once."""
-        return self._look(number, 0)
+    def poll(self, number: int, timeout_s: float = 0.0) -> Reply | None:
+        """Return the reply if it is there; it is handed out once.
+
+        With a time-out, wait for the next reply to anything, so long at most.
+        """
+        return self._look(number, min(timeout_s, self._flights[number].due - self._clock()))
 
     def wait(self, number: int) -> Reply:
         """Wait for the reply and return it; it is handed out once."""

@@ -46,4 +46,4 @@ def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 def bare(values: dict[str, Made]) -> Made | dict[str, Made]:
     """Return leaves by path as a message has them: one without a path by itself."""
-    return values[""] if "" in values else values
+    return values.get("", values)

@@ -21,6 +21,7 @@ from fornix.learner.update import Batch
 from fornix.replay.batches import Transitions
 from fornix.replay.client import Client
 from fornix.replay.gather import Allocate
+from fornix.replay.maps import MemoryChoice
 from fornix.replay.prefetch import Prefetch
 
 _LOG = logging.getLogger(__name__)
@@ -67,9 +68,10 @@ class LocalBatches:
 class PrefetchedBatches:
     """Keeps two requests in flight and two batches ready, from a thread with a socket of its own.
 
-    A batch stays as it is until the next one is got; then its memory is used again. There are four such
-    pieces of memory: for the batch that is trained on, the two that are ready, and one that is being
-    filled.
+    A batch stays as it is until the next one is asked for. Then it counts as consumed, and its memory is
+    used again; those that wait for the trainer are leased, and given back if this process dies. There are
+    four such pieces of memory: for the batch that is trained on, the two that are ready, and one that is
+    being filled.
 
     Args:
         address: of the replay server.
@@ -78,6 +80,7 @@ class PrefetchedBatches:
         config: of the learner.
         seen: called with each batch before it is trained on, which it must not keep.
         device: that the batches are for.
+        memory: how frames come; see `Client.connect`.
     """
 
     def __init__(
@@ -88,15 +91,17 @@ class PrefetchedBatches:
         config: LearnerConfig,
         seen: Callable[[Transitions], None] | None = None,
         device: torch.device | str = "cpu",
+        memory: MemoryChoice = "auto",
     ) -> None:
         self._address = address
+        self._memory = memory
         self._seen = seen
         self._asked = (table, config)
         self._expects = {table: signature}
         self._transfer = Transfer(device)
         self._said, self._said_waiting = -math.inf, False
         self._ready: queue.Queue[Batch | Exception] = queue.Queue(_READY)
-        self._fetched = self._got = 0
+        self._got = self._consumed = 0  # written by the trainer's thread, until there is no more to get
         self._stop = threading.Event()
         self.doing = ""
         self._thread = threading.Thread(target=self._serve, name=f"prefetch-{table}", daemon=True)
@@ -109,6 +114,7 @@ class PrefetchedBatches:
             SignatureError: if the table was created anew with another signature.
             Exception: that ended the thread, such as a FornixError that refuses the request.
         """
+        self._consumed = self._got
         try:
             batch = self._ready.get(timeout=timeout_s)
         except queue.Empty:
@@ -129,19 +135,23 @@ class PrefetchedBatches:
 
     def _serve(self) -> None:
         try:
-            with Client.connect(self._address, name="learner", give_up_after_s=_GIVE_UP_AFTER_S) as client:
+            with Client.connect(
+                self._address, name="learner", memory=self._memory, give_up_after_s=_GIVE_UP_AFTER_S
+            ) as client:
                 # of those handed out: one that the trainer has, all that are ready, and the newest
                 batches = _batches(
                     client,
                     *self._asked,
                     in_flight=_IN_FLIGHT,
                     keep=_READY + 2,
+                    consumed=lambda: self._consumed,
                     allocate=self._transfer.allocate,
                 )
                 try:
                     self._prefetch(client, batches)
                 finally:
-                    batches.close(unused=self._fetched - self._got)
+                    self._consumed = self._got  # the last one too: whoever got it trains on it
+                    batches.close()
         except Exception as error:  # or the learner would wait for ever, and not know why
             self._put(error)
 
@@ -159,7 +169,6 @@ class PrefetchedBatches:
                 if isinstance(error, UnknownTableError):
                     self._stop.wait(0.2)
             else:
-                self._fetched += 1
                 self._go_on()
                 if self._seen is not None:
                     self._seen(transitions)
@@ -193,6 +202,7 @@ def _batches(
     in_flight: int,
     keep: int = 1,
     leased: bool = True,
+    consumed: Callable[[], int] | None = None,
     allocate: Allocate = np.empty,
 ) -> Prefetch[Transitions]:
     """Return the batches that a learner's configuration asks for."""
@@ -205,5 +215,6 @@ def _batches(
         in_flight=in_flight,
         keep=keep,
         leased=leased,
+        consumed=consumed,
         allocate=allocate,
     )

@@ -59,10 +59,11 @@ def learn(
             signature = _wait_for_table(config, policy, stop)
             if signature is None:
                 return
-            sources.append(
-                PrefetchedBatches(config.replay.address, policy, signature, config.learner, seen)
+            source = PrefetchedBatches(
+                config.replay.address, policy, signature, config.learner, seen, memory=config.replay.memory
             )
-            trainers.append(PolicyTrainer(config, policy, signature, sources[-1], publisher, run_dir))
+            sources.append(source)
+            trainers.append(PolicyTrainer(config, policy, signature, source, publisher, run_dir))
             trainers[-1].begin(resume)
         with Monitor(config, run_dir, index, trainers):
             _train(trainers, stop)

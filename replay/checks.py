@@ -43,7 +43,7 @@ def check_steps(signature: Signature, capacity: int, writer: Writer, request: Ob
         raise InvalidRequestError("terminated is true on a step that is not LAST; send LAST with it")
     _check_payload(signature, request, rows)
     if request.stacks:
-        check_stacks(signature, rows, request.mapped)
+        check_stacks(signature, rows)
 
 
 def check_keys(key: Array) -> None:
@@ -69,9 +69,9 @@ def check_priorities(request: UpdatePriorities) -> None:
         )
 
 
-def check_stacks(signature: Signature, stacks: int, mapped: bool) -> None:
+def check_stacks(signature: Signature, stacks: int) -> None:
     """Raise InvalidRequestError if so many stacks could not be sent."""
-    one = signature.n_frames * (_INDEX_BYTES if mapped else signature.frame_nbytes) + _KEY_BYTES
+    one = signature.n_frames * signature.frame_nbytes + _KEY_BYTES
     if stacks * one > MAX_MESSAGE_BYTES:
         raise InvalidRequestError(
             f"{stacks} stacks take {stacks * one:,} bytes; a message may have "

@@ -24,7 +24,6 @@ from fornix.common.messages import (
     Request,
     ResetTable,
     SetLimiter,
-    StackQuery,
     Stacks,
     TableCreated,
     Tables,
@@ -175,8 +174,7 @@ class Client(Drawing):
 
     def stacks(self, table: str, keys: NDArray[np.int64]) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError."""
-        request = make(StackQuery, table=table, key=keys, mapped=self._fetch.offers(table))
-        return self._fetch.stacks(table, self._fetch.sent(request, Stacks, table).result())
+        return self._fetch.query(table, keys)
 
     def info(self) -> Info:
         """Return what the server holds and does."""

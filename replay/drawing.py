@@ -1,5 +1,6 @@
 """How a client draws: one batch at a time, or an iterator over batches that are asked for ahead."""
 
+from collections.abc import Callable
 from typing import overload
 
 import numpy as np
@@ -95,8 +96,10 @@ class Drawing:
         importance_exponent: float = ...,
         timeout_s: float = ...,
         in_flight: int = ...,
+        per_request: int = ...,
         keep: int = ...,
         leased: bool = ...,
+        consumed: Callable[[], int] | None = ...,
         allocate: Allocate = ...,
     ) -> Prefetch[Transitions]: ...
 
@@ -111,8 +114,10 @@ class Drawing:
         importance_exponent: float = ...,
         timeout_s: float = ...,
         in_flight: int = ...,
+        per_request: int = ...,
         keep: int = ...,
         leased: bool = ...,
+        consumed: Callable[[], int] | None = ...,
         allocate: Allocate = ...,
     ) -> Prefetch[Sequences]: ...
 
@@ -126,14 +131,16 @@ class Drawing:
         importance_exponent: float = 0.0,
         timeout_s: float = 10.0,
         in_flight: int = 2,
+        per_request: int = 1,
         keep: int = 1,
         leased: bool = True,
+        consumed: Callable[[], int] | None = None,
         allocate: Allocate = np.empty,
     ) -> Prefetch[Transitions] | Prefetch[Sequences]:
         """Return an iterator over batches that are asked for ahead, in memory that is used again.
 
-        A batch stays as it is until the next is asked for, or `keep` more. `Prefetch` says this exactly,
-        and the rest.
+        A batch stays as it is until the next is asked for, or `keep` more, and counts as consumed once
+        the next is asked for, or as `consumed` says. `Prefetch` says this exactly, and the rest.
         """
         request = _request(table, batch_size, unit, discount, importance_exponent, timeout_s)
         made: Prefetch[Transitions] = Prefetch(
@@ -141,8 +148,10 @@ class Drawing:
             request,
             self._name,
             in_flight=in_flight,
+            per_request=per_request,
             keep=keep,
             leased=leased,
+            consumed=consumed,
             allocate=allocate,
         )
         return made

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fornix.common import trees
 from fornix.common.errors import ProtocolError, UnknownTableError
-from fornix.common.messages import Batch, Reply, Request, Sample, StackQuery, Stacks
+from fornix.common.messages import MAX_BATCH, Batch, Reply, Request, Sample, StackQuery, Stacks
 from fornix.common.signature import Signature
 from fornix.common.transport import Transport
 from fornix.replay import refill
@@ -73,26 +73,51 @@ class Fetch:
         Raises:
             EvictedError: if one was overwritten before it could be gathered.
         """
-        if reply.index is not None:
-            values = self._gathered_stacks(table, reply, reply.index)
+        if reply.memory:
+            values = self._mapped_stacks(table, reply.key, self._maps.of(table, reply.memory))
         elif reply.stack is not None:
             values = _sent_stacks(reply)
         else:
             return reply
-        update = {"stack": self._formed(table, values), "index": None, "oldest": None}
-        return reply.model_copy(update=update)
+        return reply.model_copy(update={"stack": self._formed(table, values), "memory": 0})
 
-    def sample(self, request: Sample, buffers: Buffers, **changes: Any) -> Pending[Any]:
-        """Send a request for a batch, with some fields changed.
+    def query(self, table: str, key: Array) -> Stacks:
+        """Return the stacks of steps: out of the mapped memory without a word to the server, or from it.
 
-        It comes as `Transitions` or `Sequences`, in buffers.
+        Raises:
+            EvictedError: if one is not there.
+            InvalidRequestError: as the server refuses the keys.
         """
-        request = request.model_copy(update={"mapped": self._maps.offers(request.table), **changes})
+        memory = self._maps.known(table) if self._maps.offers(table) else None
+        plain = key.ndim == 1 and key.dtype == np.int64 and 0 < len(key) <= MAX_BATCH
+        if memory is None or not plain or not memory.has(key) or not memory.is_served:
+            values = self._asked_stacks(table, key)
+        else:
+            values = self._mapped_stacks(table, key, memory)
+        return Stacks(key=key, stack=self._formed(table, values))
+
+    def sample(self, request: Sample, buffers: Buffers) -> Pending[Any]:
+        """Send a request for a batch, which comes as `Transitions` or `Sequences`, in buffers."""
+        request = self.request(request)
         return self.send(request, partial(self._drawn, request, buffers))
 
+    def request(self, request: Sample, **changes: Any) -> Sample:
+        """Return a request for a batch, by the way that its frames will come, with some fields changed."""
+        return request.model_copy(update={"mapped": self._maps.offers(request.table), **changes})
+
     def _drawn(self, request: Sample, buffers: Buffers, reply: Reply) -> Any:
-        """Return what was drawn; what was overwritten before it could be gathered is drawn anew."""
-        batch = self.expect(Batch, request.table, reply)
+        return self.drawn(request, self.expect(Batch, request.table, reply), buffers)
+
+    def drawn(self, request: Sample, batch: Batch, buffers: Buffers) -> Any:
+        """Return `Transitions` or `Sequences`, their frames in buffers.
+
+        What was overwritten before it could be gathered is drawn anew.
+
+        Args:
+            request: whose `batch_size` is that of this batch, which may be a part of what it asked for.
+            batch: as it came.
+            buffers: for the windows.
+        """
         batch, values, lost = self._gathered(request, batch, buffers)
         for tries_left in reversed(range(_TRIES)):
             if not len(lost):
@@ -131,16 +156,13 @@ class Fetch:
         again = request.model_copy(update={"batch_size": count, "refill": True, "mapped": mapped})
         return self._gathered(again, self.sent(again, Batch, again.table).result(), buffers)
 
-    def _gathered_stacks(self, table: str, reply: Stacks, index: Array) -> Leaves:
-        memory = self._maps.of(table, reply.memory)
+    def _mapped_stacks(self, table: str, key: Array, memory: MappedFrames | None) -> Leaves:
         if memory is None:
-            return self._asked_stacks(table, reply.key)
-        check_places(index, len(reply.key), memory.frames)
-        values = gather(memory.frames, index, Buffers(), "stack")
-        lost = _lost(memory, reply.oldest, len(reply.key))
-        if len(lost):
-            for path, array in self._asked_stacks(table, reply.key[lost]).items():
-                values[path][lost] = array
+            return self._asked_stacks(table, key)
+        values, whole = memory.stacks(key)
+        if not whole.all():
+            for path, array in self._asked_stacks(table, key[~whole]).items():
+                values[path][~whole] = array
         return values
 
     def _asked_stacks(self, table: str, key: Array) -> Leaves:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from fornix.common.errors import InvalidRequestError
 from fornix.common.messages import FIRST, LAST, Array
-from fornix.replay.ring import NONE, Numbers
+from fornix.replay.stacking import NONE, Numbers
 
 _NAMES = ("FIRST", "MID", "LAST")
 _ANSWERS_KEPT = 8

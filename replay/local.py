@@ -27,8 +27,8 @@ class LocalTransport:
                 transport._replies[number] = reply
         return self._last_number
 
-    def poll(self, number: int) -> Reply | None:
-        """Return the reply if it is there; it is handed out once."""
+    def poll(self, number: int, timeout_s: float = 0.0) -> Reply | None:
+        """Return the reply if it is there, whatever the time-out; it is handed out once."""
         reply = self._replies.pop(number, None)
         if reply is not None:
             self._awaited.discard(number)

@@ -26,6 +26,7 @@ If the server dies, the mapping stays, with its rows as they were.
 import mmap
 import os
 import re
+import select
 import stat
 import sys
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from fornix.common.errors import FornixError
 from fornix.common.messages import Column, TableMap
 from fornix.common.signature import ArraySpec, Signature, frame_name
+from fornix.replay.stacking import Stacker
 from fornix.replay.storage import (
     GET_SEALS,
     HEADER_NBYTES,
@@ -44,7 +46,8 @@ from fornix.replay.storage import (
     SEAL_SHRINK,
     TOKEN_AT,
     Fence,
-    floor_of,
+    marks_of,
+    shared_columns,
 )
 
 if sys.platform == "linux":
@@ -70,15 +73,22 @@ class MappedFrames:
             `mode="clip"`.
     """
 
-    def __init__(self, file: mmap.mmap, columns: Mapping[str, Column]) -> None:
-        """Take what `open` has checked."""
-        self.frames: dict[str, NDArray[Any]] = {
-            path: np.ndarray(column.shape, column.dtype, file, column.offset)
-            for path, column in columns.items()
+    def __init__(
+        self, file: mmap.mmap, columns: Mapping[str, Column], signature: Signature, server: int
+    ) -> None:
+        """Take what `open` has checked, and a descriptor of the server's process."""
+        arrays: dict[str, NDArray[Any]] = {
+            name: np.ndarray(column.shape, column.dtype, file, column.offset)
+            for name, column in columns.items()
         }
-        self.capacity = next(iter(columns.values())).shape[0] - 1
-        self._floor = floor_of(file)
+        self.frames = {path: arrays[frame_name(path)] for path in signature.frames}
+        self.capacity = len(arrays["back"])
+        self._stacker = Stacker(arrays, signature)
+        self._marks = marks_of(file)
         self._fence = Fence()
+        self._server = server
+        self._death = select.poll()
+        self._death.register(server, select.POLLIN)
 
     @classmethod
     def open(cls, table_map: TableMap, signature: Signature) -> "MappedFrames":
@@ -105,13 +115,37 @@ class MappedFrames:
         finally:
             os.close(descriptor)
         _check_header(file, table_map)
-        return cls(file, table_map.frame)
+        return cls(file, table_map.columns, signature, _server_of(table_map.path))
 
     @property
     def floor(self) -> int:
         """The oldest row that hasn't been overwritten and isn't about to be, as of now."""
         self._fence.pass_through()  # the copies that were made before this call are complete
-        return min(int(self._floor[0]), _LARGEST)
+        return min(int(self._marks[0]), _LARGEST)
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the process that writes here lives."""
+        return not self._death.poll(0)
+
+    def stacks(self, keys: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
+        """Return the stacks of steps, made here by the routine that the server makes them by.
+
+        Args:
+            keys: int64 [K], of steps that have been written.
+
+        Returns:
+            [K, n_frames, *obs] of every array of a frame, by path; and bool [K], false where a stack is
+            not whole: a row of it has been overwritten, or is about to be.
+        """
+        rows, _ = self._stacker.rows(keys, 0)
+        stacks = self._stacker.gather(self._stacker.slots(rows))
+        # a row that was overwritten before it was read lies below the floor, and so does what it led to
+        return stacks, self.intact(rows.min(axis=1, where=rows >= 0, initial=_LARGEST))
+
+    def has(self, keys: NDArray[np.int64]) -> bool:
+        """Whether all these steps have been written, and none of them overwritten, as of now."""
+        return bool(keys.min(initial=_LARGEST) >= self.floor and keys.max(initial=-1) < int(self._marks[1]))
 
     def intact(self, oldest: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which copies are whole. To be asked after the frames were copied.
@@ -130,7 +164,10 @@ class MappedFrames:
         """Let go of the mapping; nothing counts as intact any more. Arrays that are held stay valid."""
         # mmap.close() would raise BufferError for each view that is left; the last one to go unmaps
         self.frames = {}
-        self._floor = np.full(1, _LARGEST, np.uint64)
+        self._marks = np.full(2, _LARGEST, np.uint64)
+        if self._server >= 0:
+            os.close(self._server)
+        self._server = -1
 
 
 def _open(path: str) -> int:
@@ -157,6 +194,14 @@ def _open(path: str) -> int:
         ) from error
 
 
+def _server_of(path: str) -> int:
+    """Return a descriptor that tells when the process at a server's path has ended."""
+    try:
+        return os.pidfd_open(int(path.split("/")[2]))
+    except OSError as error:
+        raise UnmappableError(f"the process of {path} can't be watched: {error.strerror}") from error
+
+
 def _check_size(descriptor: int, nbytes: int) -> None:
     """Raise UnmappableError unless a file has this size, and keeps at least that for ever."""
     try:
@@ -175,23 +220,21 @@ def _check_size(descriptor: int, nbytes: int) -> None:
 
 def _check_columns(table_map: TableMap, signature: Signature) -> None:
     """Raise UnmappableError unless every array is what the signature says, and inside the file."""
-    if table_map.frame.keys() != signature.frames.keys():
+    capacity = table_map.columns["back"].shape[0] if "back" in table_map.columns else 0
+    due = shared_columns(signature, capacity)
+    if table_map.columns.keys() != due.keys() or capacity < 1:
         raise UnmappableError(
-            f"the server maps {sorted(table_map.frame)!r:.200}; a frame has the arrays "
-            f"{sorted(signature.frames)}"
+            f"the server maps {sorted(table_map.columns)!r:.200} of {capacity} rows; due are {sorted(due)}"
         )
-    rows = {column.shape[0] for column in table_map.frame.values()}
-    if len(rows) != 1 or min(rows) < 2:
-        raise UnmappableError(f"the arrays of a frame have {sorted(rows)!r:.200} rows; one number was due")
-    for path, spec in signature.frames.items():
-        _check_column(frame_name(path), table_map.frame[path], spec, table_map.nbytes)
+    for name, (rows, spec) in due.items():
+        _check_column(name, table_map.columns[name], rows, spec, table_map.nbytes)
 
 
-def _check_column(name: str, column: Column, spec: ArraySpec, nbytes: int) -> None:
-    if column.shape[1:] != spec.shape or column.dtype != spec.dtype:
+def _check_column(name: str, column: Column, rows: int, spec: ArraySpec, nbytes: int) -> None:
+    if column.shape != (rows, *spec.shape) or column.dtype != spec.dtype:
         raise UnmappableError(
-            f"{name} is mapped with rows of {column.shape[1:]!r:.80} {column.dtype!r:.20}; the table "
-            f"holds {spec}"
+            f"{name} is mapped as {column.shape!r:.80} {column.dtype!r:.20}; the table holds {rows} rows "
+            f"of {spec}"
         )
     end = column.offset + column.shape[0] * spec.nbytes  # Python's integers: no overflow
     if column.offset < HEADER_NBYTES or column.offset % mmap.PAGESIZE or end > nbytes:

@@ -90,6 +90,11 @@ class Maps:
             known = self._open_anew(table)
         return known.frames if known is not None and known.number == number else None
 
+    def known(self, table: str) -> MappedFrames | None:
+        """Return the memory of a table that is mapped now."""
+        known = self._open.get(table)
+        return None if known is None else known.frames
+
     def forget(self, table: str) -> None:
         """Let go of a table's memory; whether the next one can be mapped is open."""
         self._asked.pop(table, None)

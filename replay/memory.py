@@ -23,8 +23,8 @@ from fornix.common.messages import FIRST, LAST, Observe, Stacks
 from fornix.common.signature import Signature, frame_name
 from fornix.replay.checks import check_stacks, check_steps
 from fornix.replay.lanes import Runs, Writer
-from fornix.replay.ring import ENDS, NONE, Numbers, Ring
-from fornix.replay.stacking import Stacker, oldest_of
+from fornix.replay.ring import ENDS, Ring
+from fornix.replay.stacking import NONE, Numbers, Stacker
 from fornix.replay.storage import EXTRA_PREFIX, Columns
 
 _EPISODES_KEPT = 100
@@ -50,7 +50,7 @@ class Memory:
     def __init__(self, signature: Signature, columns: Columns) -> None:
         self.signature = signature
         self.ring = Ring(columns)
-        self.stacker = Stacker(self.ring, signature.n_frames, tuple(signature.frames))
+        self.stacker = Stacker(columns.arrays, signature)
         self.readers: list[Reader] = []
         self.writers: dict[str, Writer] = {}
         #: That a client knows this memory by when it has mapped it.
@@ -138,7 +138,7 @@ class Memory:
         writer.last_seen = now
         writer.mapped = request.mapped
         writer.answers.append((request.sequence, answer))
-        return self._answer(answer, request.stacks, request.mapped, self.stacker)
+        return self._answer(answer, request)
 
     def answer_again(self, request: Observe) -> Stacks:
         """Return the same answer as when `request` was applied.
@@ -151,7 +151,7 @@ class Memory:
         for sequence, rows in writer.answers:
             if sequence == request.sequence:
                 try:
-                    return self._answer(rows, request.stacks, request.mapped, self.stacker)
+                    return self._answer(rows, request)
                 except EvictedError as error:
                     raise SequenceError(
                         f"request {sequence} of writer {writer.name!r} was applied, and {error}"
@@ -162,15 +162,23 @@ class Memory:
             f"{writer.sequence + 1}"
         )
 
-    def stacks(self, keys: Numbers, mapped: bool = False, stacker: Stacker | None = None) -> Stacks:
+    def stacks(self, keys: Numbers, stacker: Stacker | None = None) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError for what is not there.
 
         Args:
             keys: int64 [K].
-            mapped: whether to answer with places in the mapped memory.
             stacker: of a table that has fewer frames in a stack; the memory's own if not given.
         """
-        return self._answer(keys, True, mapped, stacker or self.stacker)
+        stacker = stacker or self.stacker
+        check_stacks(self.signature, len(keys))
+        there = (keys >= self.ring.tail) & (keys < self.ring.head)
+        rows, whole = stacker.rows(np.where(there, keys, self.ring.tail), self.ring.tail)
+        if not (there & whole).all():
+            raise EvictedError(
+                f"the stack of step {keys[int(np.argmin(there & whole))]} is not there: the table holds "
+                f"the steps {self.ring.tail} to {self.ring.head - 1}, and a stack must be whole"
+            )
+        return Stacks(key=keys, stack=trees.bare(stacker.gather(stacker.slots(rows))))
 
     def reset(self) -> None:
         """Forget all steps and all writers."""
@@ -287,26 +295,10 @@ class Memory:
             **{EXTRA_PREFIX + name: array for name, array in request.extras.items()},
         }
 
-    def _answer(self, keys: Numbers, stacks: bool, mapped: bool, stacker: Stacker) -> Stacks:
-        if not stacks:
+    def _answer(self, keys: Numbers, request: Observe) -> Stacks:
+        if not request.stacks:
             return Stacks(key=keys)
-        check_stacks(self.signature, len(keys), mapped)
-        there = (keys >= self.ring.tail) & (keys < self.ring.head)
-        if not there.all():
-            raise self._evicted(keys, there)
-        rows, whole = stacker.rows(keys, self.ring.tail)
-        if not whole.all():
-            raise self._evicted(keys, whole)
-        slots = stacker.slots(rows)
-        if mapped:
-            return Stacks(key=keys, index=slots, oldest=oldest_of(rows), memory=self.number)
-        return Stacks(key=keys, stack=trees.bare(stacker.gather(slots)))
-
-    def _evicted(self, keys: Numbers, there: NDArray[np.bool_]) -> EvictedError:
-        return EvictedError(
-            f"the stack of step {keys[int(np.argmin(there))]} is not there: the table holds the steps "
-            f"{self.ring.tail} to {self.ring.head - 1}, and a stack must be whole"
-        )
+        return Stacks(key=keys, memory=self.number) if request.mapped else self.stacks(keys)
 
     def _count_episodes(self, returns: NDArray[np.float64], lengths: Numbers, runs: Runs) -> None:
         ended = runs.step_type == LAST

@@ -10,6 +10,7 @@ from fornix.common.errors import (
     InvalidRequestError,
     ProtocolError,
     UnreachableError,
+    WaitTimeoutError,
     error_from_code,
 )
 from fornix.common.messages import Refused, Reply, Request
@@ -40,11 +41,14 @@ class Pending(Generic[T]):
         self._end: FornixError | None = None
         self._result: list[T] = []  # of one, once there is one
 
-    def done(self) -> bool:
-        """Whether the reply is there, or none will come: then `result` doesn't wait for it."""
+    def done(self, timeout_s: float = 0.0) -> bool:
+        """Whether the reply is there, or none will come: then `result` doesn't wait for it.
+
+        With a time-out it may wait so long for that.
+        """
         if self._reply is None and self._end is None:
             try:
-                self._reply = self._transport.poll(self._number)
+                self._reply = self._transport.poll(self._number, timeout_s)
             except UnreachableError as error:
                 self._end = error
         return self._reply is not None or self._end is not None
@@ -52,6 +56,11 @@ class Pending(Generic[T]):
     def failed(self) -> bool:
         """Whether it is known already that the request was refused, or that no server answers."""
         return self.done() and (self._end is not None or isinstance(self._reply, Refused))
+
+    def timed_out(self) -> bool:
+        """Whether it is known already that the server waited in vain, and carried out nothing."""
+        reply = self._reply if self.done() else None
+        return isinstance(reply, Refused) and reply.code == WaitTimeoutError.code
 
     def result(self) -> T:
         """Wait for the reply and return what it holds, or raise the error that it stands for."""

@@ -3,25 +3,35 @@
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Generic, NamedTuple, Self
 
 import numpy as np
 
 from fornix.common.errors import FornixError, InvalidRequestError, UnreachableError
-from fornix.common.messages import Consume, Done, Sample
+from fornix.common.messages import Batch, Consume, Done, Sample
 from fornix.replay.batches import DrawnT
 from fornix.replay.fetch import Fetch
 from fornix.replay.gather import Allocate, Buffers
 from fornix.replay.pending import Pending, make
+from fornix.replay.refill import part_of
 
 _LOG = logging.getLogger(__name__)
+_LOOK_S = 0.01  # how soon the server hears that a batch was consumed while the next is waited for
 
 
-class _Flight(NamedTuple, Generic[DrawnT]):
+class _Flight(NamedTuple):
     lease: int
-    pending: Pending[DrawnT]
+    request: Sample
+    pending: Pending[Batch]
+
+
+class _Part(NamedTuple):
+    lease: int
+    """That is consumed with it; 0 with all but the last part of an answer."""
+    request: Sample
+    batch: Batch
 
 
 class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
@@ -34,19 +44,27 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
     `keep` more have been asked for, with or without success; so with `keep` 1, until the next is. Its
     `copy()` stays. There are `keep` sets of buffers, which grow as batches need it.
 
-    **Leases.** The limiter charges a batch when its lifetime is over, as the next request says; one that
-    the client dies with is given back. `close` says what was used.
+    **Leases.** The limiter charges a batch when it is consumed: as soon as the next one is asked for, by
+    `next` or `ready`, whatever `keep` is; or as `consumed` says. The server hears of it with the next
+    request, and while a batch is waited for, at once: so nothing that is consumed already holds anyone
+    back. What the client dies with is given back. `close` gives back at once.
 
     **Errors.** Asking for a batch raises what the server answers, such as WaitTimeoutError or
-    UnknownTableError, or UnreachableError; whoever then asks again has the request sent again.
+    UnknownTableError, or UnreachableError; whoever then asks again has the request sent again. One that
+    the server let wait in vain goes behind the others that are on their way: were one of these answered
+    first, its batch could neither be handed out nor be consumed, and might be what the limiter waits for.
 
     Args:
         fetch: of the client.
         request: to repeat.
         client: its name; the session's begins with it.
         in_flight: requests on their way while a batch is waited for, at least 1.
+        per_request: batches that one request asks for. Each message, and each turn of the server, costs as
+            much for many batches as for one; but all are drawn at once, and are one lease.
         keep: batches that stay as they are, at least 1.
-        leased: whether batches are charged when they have been used; if not, when they are drawn.
+        leased: whether batches are charged when they are consumed; if not, when they are drawn.
+        consumed: returns how many of the batches have been used up, the first so many; for one who hands
+            them on, say to another thread. Called whenever a batch is asked for, and meanwhile.
         allocate: makes the memory of the buffers; `np.empty` if not given.
     """
 
@@ -57,21 +75,34 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         client: str,
         *,
         in_flight: int = 2,
+        per_request: int = 1,
         keep: int = 1,
         leased: bool = True,
+        consumed: Callable[[], int] | None = None,
         allocate: Allocate = np.empty,
     ) -> None:
-        if in_flight < 1 or keep < 1:
-            raise InvalidRequestError(f"in_flight = {in_flight} and keep = {keep}; each must be at least 1")
+        if min(in_flight, per_request, keep) < 1:
+            raise InvalidRequestError(
+                f"in_flight = {in_flight}, per_request = {per_request} and keep = {keep}; each must be at "
+                f"least 1"
+            )
         self._fetch = fetch
         session = f"{client:.128}-{secrets.token_hex(8)}" if leased else ""
-        self._request = request.model_copy(update={"session": session})
+        self._batch_size = request.batch_size
+        self._request = make(
+            Sample,
+            **request.__dict__ | {"session": session, "batch_size": request.batch_size * per_request},
+        )
         self._in_flight = in_flight
         self._sets = [Buffers(allocate) for _ in range(keep)]
-        self._flights: deque[_Flight[DrawnT]] = deque()
-        self._asked = 0
-        self._handed = 0
-        self._reached = False
+        self._flights: deque[_Flight] = deque()
+        self._parts: deque[_Part] = deque()  # of the last answer, that are not handed out yet
+        self._asked = 0  # the last lease that was asked for
+        self._handed = 0  # batches
+        self._consumed = consumed or (lambda: self._handed)
+        self._held: deque[int] = deque()  # the leases of those that are not consumed yet
+        self._up_to = self._told = 0  # the last lease that is consumed, and the last that the server knows
+        self._silent = False  # the server, when it was last asked
         self._closed = False
 
     def __iter__(self) -> Self:
@@ -81,34 +112,30 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         """Return the next batch; see the class for its lifetime and the errors."""
         if self._closed:
             raise StopIteration
-        self._ask_ahead()
-        lease, pending = self._flights[0]
-        if pending.failed():  # while nobody looked, or the last time
-            pending.forget()
-            pending = self._send(lease)
-            self._flights[0] = _Flight(lease, pending)
-        self._reached = True
-        try:
-            batch = pending.result()
-        except UnreachableError:
-            self._reached = False
-            raise
-        self._flights.popleft()
-        self._handed = lease
-        return batch
+        if not self._parts:
+            self._take_answer()
+        self._count()
+        lease, request, part = self._parts[0]
+        drawn: DrawnT = self._fetch.drawn(request, part, self._sets[self._handed % len(self._sets)])
+        self._parts.popleft()
+        self._handed += 1
+        if self._request.session:
+            self._held.append(lease)
+        return drawn
 
     def ready(self) -> bool:
         """Whether the next batch, or an error in place of it, is there already."""
         if self._closed:
             return False
+        if self._parts:
+            return True
         self._ask_ahead()
         return self._flights[0].pending.done()
 
-    def close(self, unused: int = 0) -> None:
-        """Drop what is on its way, and tell the server what was used; then there are no more batches.
+    def close(self) -> None:
+        """Drop what is on its way, give back what is not consumed; then there are no more batches.
 
-        Args:
-            unused: how many of the last batches that were handed out are to be given back.
+        All that were handed out are consumed, or those that `consumed` says.
         """
         if self._closed:
             return
@@ -116,8 +143,14 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         for flight in self._flights:
             flight.pending.forget()
         self._flights.clear()
-        if self._request.session and self._reached:
-            self._release(self._handed - unused)
+        self._parts.clear()
+        self._count()
+        if not self._request.session or not self._asked or self._silent:
+            return
+        try:
+            self._acknowledge(release=True).result()
+        except FornixError as error:
+            _LOG.debug("the leases of %r run out by themselves: %s", self._request.session, error)
 
     def __enter__(self) -> Self:
         return self
@@ -130,29 +163,79 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
     ) -> None:
         self.close()
 
+    def _take_answer(self) -> None:
+        """Wait for the oldest request's answer, and take it apart into batches."""
+        self._ask_ahead()
+        self._ask_again()
+        lease, request, pending = self._flights[0]
+        while self._held and not pending.done(_LOOK_S):
+            self._tell()
+        self._silent = False
+        try:
+            batch = pending.result()
+        except UnreachableError:
+            self._silent = True
+            raise
+        self._flights.popleft()
+        if request.batch_size == self._batch_size:
+            self._parts.append(_Part(lease, request, batch))
+            return
+        one = request.model_copy(update={"batch_size": self._batch_size})
+        for low in range(0, request.batch_size, self._batch_size):
+            rows = slice(low, low + self._batch_size)
+            last = rows.stop == request.batch_size
+            self._parts.append(_Part(lease if last else 0, one, part_of(batch, rows)))
+
     def _ask_ahead(self) -> None:
-        """Send what is missing of the requests in flight."""
+        """Send what is missing of the requests in flight, and say what has been consumed."""
+        self._count()
         while len(self._flights) < self._in_flight:
-            self._asked += 1
-            self._flights.append(_Flight(self._asked, self._send(self._asked)))
+            self._flights.append(self._ask_next())
+        self._tell()
 
-    def _send(self, lease: int) -> Pending[DrawnT]:
-        """Send a request; it acknowledges all batches whose lifetime is over."""
-        buffers = self._sets[lease % len(self._sets)]
-        if not self._request.session:
-            return self._fetch.sample(self._request, buffers)
-        consumed = max(0, self._handed - len(self._sets) + 1)
-        return self._fetch.sample(self._request, buffers, lease=lease, consumed=consumed)
+    def _ask_again(self) -> None:
+        """Send again, if the oldest failed while nobody looked, or the last time."""
+        for _ in range(self._in_flight):
+            lease, _, pending = self._flights[0]
+            if not pending.failed():
+                return
+            self._flights.popleft()
+            if not pending.timed_out():
+                # it may have been granted: under the same lease, the next grant takes that one's place
+                self._flights.appendleft(self._ask(lease))
+                return
+            self._flights.append(self._ask_next())
 
-    def _release(self, consumed: int) -> None:
+    def _ask_next(self) -> _Flight:
+        self._asked += 1
+        return self._ask(self._asked)
+
+    def _ask(self, lease: int) -> _Flight:
+        """Send a request; it acknowledges all batches that have been consumed."""
+        leased = {"lease": lease, "consumed": self._up_to} if self._request.session else {}
+        self._told = self._up_to
+        request = self._fetch.request(self._request, **leased)
+        return _Flight(lease, request, self._fetch.sent(request, Batch, request.table))
+
+    def _tell(self) -> None:
+        """Acknowledge what has been consumed, if no request has said so."""
+        self._count()
+        if self._up_to > self._told:
+            self._told = self._up_to
+            self._acknowledge(release=False).forget()  # if it is lost, the next request says the same
+
+    def _count(self) -> None:
+        """Take note of what has been consumed."""
+        consumed = self._consumed()
+        while self._held and self._handed - len(self._held) < consumed:
+            self._up_to = max(self._up_to, self._held.popleft())
+
+    def _acknowledge(self, release: bool) -> Pending[Done]:
         request = make(
             Consume,
             table=self._request.table,
             session=self._request.session,
-            consumed=max(0, consumed),
-            release=True,
+            consumed=self._up_to,
+            release=release,
         )
-        try:
-            self._fetch.sent(request, Done, request.table).result()
-        except FornixError as error:
-            _LOG.debug("the leases of %r run out by themselves: %s", request.session, error)
+        return self._fetch.sent(request, Done, request.table)

@@ -35,6 +35,18 @@ def check(batch: Batch, request: Sample) -> None:
         )
 
 
+def part_of(batch: Batch, rows: slice) -> Batch:
+    """Return some samples of a batch as a batch of their own; views, but for the weights."""
+    made = {
+        name: array[rows]
+        for name in (*_OF_SAMPLES, *_OF_STEPS, "index", "oldest", "mask")
+        if (array := getattr(batch, name)) is not None
+    }
+    made["weight"] = made["weight"] / made["weight"].max()
+    made["extras"] = {name: array[rows] for name, array in batch.extras.items()}
+    return batch.model_copy(update=made)
+
+
 def put_all(request: Sample, into: Filled, more: Filled, rows: NDArray[np.intp]) -> Filled:
     """Return a batch and its windows with the samples of `more` in place of those in `rows`.
 

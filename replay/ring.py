@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fornix.replay.stacking import NONE, Numbers
 from fornix.replay.storage import Columns
 
-Numbers = NDArray[np.int64]
-
-NONE = -1
 #: In `forward`: the episode ends with this row.
 ENDS = np.uint32(2**32 - 1)
 _BLOCKS = 256  # in a ring; of a smaller one the tail moves row by row
@@ -96,6 +94,7 @@ class Ring:
             self._back[slots] = back[part]
             self._forward[slots] = 0
         self.head += count
+        self.columns.raise_head(self.head)
         known = predecessors >= tail
         if known.all():
             self._forward[predecessors % self.capacity] = back

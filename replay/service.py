@@ -173,8 +173,8 @@ class ReplayService:
             # the answer that many clients expect: no fault of theirs, and not counted as one
             return Refused(
                 code=InvalidRequestError.code,
-                message=f"the memory of table {request.table!r} can't be mapped: this server shares none; use the "
-                f"socket",
+                message=f"the memory of table {request.table!r} can't be mapped: this server shares none; "
+                f"use the socket",
             )
         return found.model_copy(update={"memory": memory.number})
 
@@ -199,7 +199,7 @@ class ReplayService:
     @_handle.register
     def _(self, request: StackQuery, ticket: Ticket) -> Reply:
         check_keys(request.key)
-        return self._catalog[request.table].table.stacks(request.key, request.mapped)
+        return self._catalog[request.table].table.stacks(request.key)
 
     @_handle.register
     def _(self, request: Sample, ticket: Ticket) -> Reply | None:

@@ -7,29 +7,38 @@ Dopamine gave up stacking at sample time, since its buffer had to prove for each
 before it were contiguous. Here each row knows its predecessor, so a stack is n_frames - 1 gathers of
 four bytes a row, vectorised over the batch: cheap beside copying the frames themselves.
 
-A client on the same host copies the frames itself, from the slots that are told here.
+A client on the same host that has the memory mapped makes stacks of it by this routine too.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.common.signature import frame_name
-from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.common.signature import Signature, frame_name
 
+Numbers = NDArray[np.int64]
 Places = NDArray[np.int32]
+
+NONE = -1
 
 
 class Stacker:
-    """Walks the predecessors of rows and gathers their frames."""
+    """Walks the predecessors of rows and gathers their frames.
 
-    def __init__(self, ring: Ring, n_frames: int, paths: tuple[str, ...]) -> None:
-        self._ring = ring
-        self._back = ring.column("back")
-        self._frames = {path: ring.column(frame_name(path)) for path in paths}
-        self._place = np.empty(ring.capacity, np.int32)  # scratch, of which few pages are ever touched
-        self.n_frames = n_frames
+    Args:
+        columns: `back`, u4 [capacity], how far before each row its predecessor stands, 0 on an episode's
+            first row; and those of the frames, [capacity + 1, *obs], of which the last row is zero.
+        signature: that says which arrays make a frame, and how many frames a stack.
+    """
+
+    def __init__(self, columns: Mapping[str, NDArray[Any]], signature: Signature) -> None:
+        self._back = columns["back"]
+        self._capacity = len(self._back)
+        self._frames = {path: columns[frame_name(path)] for path in signature.frames}
+        self._place = np.empty(self._capacity, np.int32)  # scratch, of which few pages are ever touched
+        self.n_frames = signature.n_frames
 
     def rows(self, numbers: Numbers, tail: int) -> tuple[Numbers, NDArray[np.bool_]]:
         """Return the rows of each stack, and whether it is whole.
@@ -60,7 +69,7 @@ class Stacker:
         rows[-1] = current = numbers
         for at in range(depth - 2, -1, -1):
             # an episode's first row leads to itself; what a row below the tail leads to is lower still
-            rows[at] = current = current - self._back[current % self._ring.capacity]
+            rows[at] = current = current - self._back[current % self._capacity]
         whole: NDArray[np.bool_] = current >= tail
         padding = rows[:-1] == rows[1:]
         rows[:-1][padding] = NONE
@@ -68,8 +77,7 @@ class Stacker:
 
     def slots(self, rows: Numbers) -> Places:
         """Return int32 places of rows in the frame columns; that of the zero frame for NONE."""
-        capacity = self._ring.capacity
-        return np.where(rows < 0, capacity, rows % capacity).astype(np.int32)
+        return np.where(rows < 0, self._capacity, rows % self._capacity).astype(np.int32)
 
     def gather(self, slots: Places) -> dict[str, NDArray[Any]]:
         """Return the frames in slots of any shape, `[*slots.shape, *obs]`, by their path."""
@@ -82,14 +90,14 @@ class Stacker:
             int32 places like `slots`, and the frames by path, [U + 1, *obs]: the last is of zeros.
         """
         flat = slots.ravel()
-        there = flat[flat < self._ring.capacity]
+        there = flat[flat < self._capacity]
         order = np.arange(len(there), dtype=np.int32)
         self._place[there] = order
         once = there[self._place[there] == order]
         self._place[once] = order[: len(once)]
         places = np.full(len(flat), len(once), np.int32)
-        places[flat < self._ring.capacity] = self._place[there]
-        with_zeros = np.append(once, np.int32(self._ring.capacity))
+        places[flat < self._capacity] = self._place[there]
+        with_zeros = np.append(once, np.int32(self._capacity))
         return places.reshape(slots.shape), self.gather(with_zeros)
 
 

@@ -8,9 +8,9 @@ first asked for.
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.replay.ring import Numbers, Ring
+from fornix.replay.ring import Ring
 from fornix.replay.samplers import Sampler
-from fornix.replay.stacking import Stacker
+from fornix.replay.stacking import Numbers, Stacker
 from fornix.replay.units import Starts
 
 _SCAN_ROWS = 65_536

@@ -7,7 +7,8 @@ same host. The file is:
     byte 0    "fornix", and the version of this layout (u2, little-endian)
     byte 8    a token: 16 random bytes, told to clients, so that no other file is taken for this one
     byte 64   the floor (u8, of the machine's byte order): rows below it may have been overwritten
-    then, each from the next page on, one array for each array of a frame: [capacity + 1, *obs]
+    byte 72   the head (u8): rows below it have been written
+    then, each from the next page on: `back`, u4 [capacity], and the arrays of a frame, [capacity + 1, *obs]
 """
 
 import ctypes
@@ -44,9 +45,10 @@ HEADER_COLUMNS: Mapping[str, str] = {
 
 EXTRA_PREFIX = "extras."
 
-MAGIC = b"fornix\x01\x00"
+MAGIC = b"fornix\x02\x00"
 TOKEN_AT = slice(8, 24)
-FLOOR_AT = 64
+FLOOR_AT = 64  # and the head after it
+_GONE = 2**63 - 1  # the floor of a memory that is no more
 HEADER_NBYTES = mmap.PAGESIZE
 
 # Linux's own numbers: a Python that was built against an old glibc lacks the names, and os.memfd_create.
@@ -69,6 +71,9 @@ class Columns(Protocol):
 
         To be called before the first of them is. A floor that is lower than the last changes nothing.
         """
+
+    def raise_head(self, number: int) -> None:
+        """Take note that all rows below `number` have been written."""
 
     def table_map(self) -> TableMap | None:
         """Return where other processes find the frames; None if they can't be shared."""
@@ -93,11 +98,6 @@ def row_nbytes(signature: Signature) -> int:
 def nbytes(signature: Signature, capacity: int) -> int:
     """Return the bytes that the columns of a table take, before they are rounded up to pages."""
     return capacity * row_nbytes(signature) + signature.frame_nbytes
-
-
-def capacity_for(signature: Signature, nbytes: int) -> int:
-    """Return how many rows fit into so many bytes; 0 if none does."""
-    return max(0, nbytes - signature.frame_nbytes) // row_nbytes(signature)
 
 
 def make_columns(signature: Signature, capacity: int, share: bool) -> Columns:
@@ -127,6 +127,9 @@ class AnonymousColumns:
 
     def raise_floor(self, number: int) -> None:
         """Do nothing: nobody else reads these rows."""
+
+    def raise_head(self, number: int) -> None:
+        """Do nothing."""
 
     def table_map(self) -> None:
         """Return None: these rows can't be shared."""
@@ -159,20 +162,24 @@ class SharedColumns:
         file[: len(MAGIC)] = MAGIC
         file[TOKEN_AT] = self._token
         self._fence = Fence()
-        self._floor = floor_of(file)
+        self._marks = marks_of(file)
         self._raised_to = 0
-        frames = {
-            frame_name(path): np.ndarray(column.shape, column.dtype, file, column.offset)
-            for path, column in self._layout.items()
+        shared = {
+            name: np.ndarray(column.shape, column.dtype, file, column.offset)
+            for name, column in self._layout.items()
         }
-        self.arrays: Mapping[str, NDArray[Any]] = frames | _private_columns(signature, capacity)
+        self.arrays: Mapping[str, NDArray[Any]] = _private_columns(signature, capacity) | shared
 
     def raise_floor(self, number: int) -> None:
         """Tell all who have the file mapped that rows below `number` may be overwritten from now on."""
         if number > self._raised_to:
             self._raised_to = number
-            self._floor[0] = number
+            self._marks[0] = number
             self._fence.pass_through()  # nobody sees a row overwritten before this
+
+    def raise_head(self, number: int) -> None:
+        """Tell all who have the file mapped that the rows below `number` are there."""
+        self._marks[1] = number
 
     def table_map(self) -> TableMap | None:
         """Return where processes on this host find the frames; None once closed."""
@@ -182,7 +189,7 @@ class SharedColumns:
             path=f"/proc/{os.getpid()}/fd/{self._descriptor}",
             nbytes=self._nbytes,
             token=np.frombuffer(self._token, np.uint8),
-            frame=self._layout,
+            columns=self._layout,
         )
 
     def close(self) -> None:
@@ -192,7 +199,8 @@ class SharedColumns:
         self._descriptor = -1
         # mmap.close() would raise BufferError for each view that is left; the last one to go unmaps
         self.arrays = {}
-        self._floor = np.zeros(1, np.uint64)
+        self._marks[0] = _GONE  # whoever has it mapped finds nothing there any more
+        self._marks = np.zeros(2, np.uint64)
 
 
 class Fence:
@@ -215,9 +223,9 @@ class Fence:
             pass
 
 
-def floor_of(file: mmap.mmap) -> NDArray[np.uint64]:
-    """Return the floor of a mapped file, uint64 [1]; aligned, so that it is read and written whole."""
-    return np.ndarray((1,), np.uint64, file, FLOOR_AT)
+def marks_of(file: mmap.mmap) -> NDArray[np.uint64]:
+    """Return floor and head of a mapped file, uint64 [2]; aligned: each is read and written whole."""
+    return np.ndarray((2,), np.uint64, file, FLOOR_AT)
 
 
 def _private_columns(signature: Signature, capacity: int) -> dict[str, NDArray[Any]]:
@@ -230,12 +238,19 @@ def _private_columns(signature: Signature, capacity: int) -> dict[str, NDArray[A
     return columns
 
 
+def shared_columns(signature: Signature, capacity: int) -> dict[str, tuple[int, ArraySpec]]:
+    """Return the columns that others may map, by name: their rows, and what a row is."""
+    back = ArraySpec(shape=(), dtype=HEADER_COLUMNS["back"])
+    frames = {frame_name(path): (capacity + 1, spec) for path, spec in signature.frames.items()}
+    return {"back": (capacity, back)} | frames
+
+
 def _layout(signature: Signature, capacity: int) -> tuple[dict[str, Column], int]:
-    """Return where the arrays of a frame lie in the file, by path, and the file's bytes."""
+    """Return where the shared columns lie in the file, by name, and the file's bytes."""
     layout, end = {}, HEADER_NBYTES
-    for path, spec in signature.frames.items():
-        layout[path] = Column(offset=end, shape=(capacity + 1, *spec.shape), dtype=spec.dtype)
-        end += (capacity + 1) * spec.nbytes
+    for name, (rows, spec) in shared_columns(signature, capacity).items():
+        layout[name] = Column(offset=end, shape=(rows, *spec.shape), dtype=spec.dtype)
+        end += rows * spec.nbytes
         end += -end % mmap.PAGESIZE
     return layout, end
 

@@ -22,9 +22,8 @@ from fornix.replay.checks import check_batch, check_priorities
 from fornix.replay.leases import Leases
 from fornix.replay.limiter import Limiter
 from fornix.replay.memory import Memory
-from fornix.replay.ring import Numbers
 from fornix.replay.samplers import Draw, Priorities, Sampler, TimesSampled, make_sampler
-from fornix.replay.stacking import Stacker
+from fornix.replay.stacking import Numbers, Stacker
 from fornix.replay.starts import StartIndex
 from fornix.replay.storage import nbytes, row_nbytes
 from fornix.replay.units import starts_of, what_follows
@@ -56,7 +55,7 @@ class Table:
         self._tail = self._ring.tail_after(0, capacity=spec.steps)
         self._stacker = memory.stacker
         if spec.signature.n_frames != memory.signature.n_frames:
-            self._stacker = Stacker(self._ring, spec.signature.n_frames, tuple(spec.signature.frames))
+            self._stacker = Stacker(self._ring.columns.arrays, spec.signature)
         self._begin()
         memory.readers.append(self)
 
@@ -157,9 +156,9 @@ class Table:
         """Raise InvalidRequestError if the batch could not be sent, or could never be drawn."""
         check_batch(self.spec, request)
 
-    def stacks(self, keys: Numbers, mapped: bool = False) -> Stacks:
+    def stacks(self, keys: Numbers) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError for what is not there."""
-        return self.memory.stacks(keys, mapped, self._stacker)
+        return self.memory.stacks(keys, self._stacker)
 
     def starts(self, unit: Unit) -> Numbers:
         """Return the keys that a unit may start from now, oldest first."""

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common.messages import Episode, Sequence, Transition, Unit
-from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.ring import Ring
+from fornix.replay.stacking import NONE, Numbers
 
 _CELLS_AT_ONCE = 1 << 20  # rows times the steps of a unit, which a look for starts takes memory for
 

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from fornix.common import trees
 from fornix.common.messages import Batch, Episode, Sample, Transition
-from fornix.replay.ring import NONE, Numbers, Ring
+from fornix.replay.ring import Ring
 from fornix.replay.samplers import Draw
-from fornix.replay.stacking import Stacker, oldest_of
+from fornix.replay.stacking import NONE, Numbers, Stacker, oldest_of
 from fornix.replay.storage import EXTRA_PREFIX
 
 

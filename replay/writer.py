@@ -15,7 +15,6 @@ from fornix.common.messages import (
     OpenWriter,
     Refused,
     Reply,
-    StackQuery,
     Stacks,
     WriterOpened,
 )
@@ -134,8 +133,7 @@ class Writer:
 
     def stacks(self, keys: NDArray[np.int64]) -> Stacks:
         """Return the stacks of steps of the table by their keys, or raise EvictedError; waits for them."""
-        request = make(StackQuery, table=self._table, key=keys, mapped=self._fetch.offers(self._table))
-        return self._fetch.stacks(self._table, self._fetch.sent(request, Stacks, self._table).result())
+        return self._fetch.query(self._table, keys)
 
     def _finish(self, request: Observe, reply: Reply) -> Stacks:
         if isinstance(reply, Stacks):

@@ -2,9 +2,24 @@
 
 sample_uniform and sample_prioritized (each batch's keys get new priorities before the next batch is taken)
 count samples in whole batches, as NumPy arrays; write counts steps which the server has confirmed, of one
-writer; sample_uniform_while_writing has both.
+writer; sample_uniform_while_writing has both. What was fetched ahead is used up before a clock runs.
 
-Todo: notes.
+What --explore tried, on two noisy cores (best of two rounds, in thousand samples/s out and steps/s in; of
+vector, then of pixels):
+
+  form, StructuredWriter    out        in         form, TrajectoryWriter    out        in
+  frames                    23   12    23   20    frames                    19   11     7    7
+  stacks                    21    9    24   11    stacks                    31   13     9    6
+  transitions               46   21    17    6    transitions               21   12     6    5
+  windows                   59   21    25   14    windows                   30   22     8    7
+  record                    88   41    35   18    record                    52   40    16    9
+
+Each column of an item is a chunk of its own to fetch and to unpack, so one column wins, and one chunk an
+item. For pixels "frames" writes as fast as "record", and samples a quarter as fast. Chunks of 2, 3, 6 or as
+many as Reverb likes gain "frames" a fifth at best. Four writers in one process, or 8 unconfirmed items in
+place of 32 or more, lose. All the datasets come to the same within the noise (the medians of five rounds in
+turn are 0.65 to 1.06 of the one chosen); Client.sample comes to a twentieth. A TF client sends priorities
+as fast as a client. 0.14 has neither a flexible_batch_size nor a way to turn compression off.
 """
 
 import dataclasses
@@ -13,18 +28,15 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator
-from typing import Any
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "GRPC_VERBOSITY": "ERROR"}
 
-import numpy as np
 import protocol
-import reverb
 import reverb_store
 import tensorflow as tf
-from protocol import BATCH_SIZE, Child, Lines, Message, Workload
-from reverb_store import Settings, signature
+from protocol import Child, Lines, Message
+from reverb_sampler import Sampler
+from reverb_store import Settings
 
 BEST = {"vector": Settings(), "pixels": Settings()}
 SAMPLERS = [
@@ -54,79 +66,6 @@ STORES = [
     *({"form": "frames", "writer": "trajectory", "chunk": chunk} for chunk in (0, 2, 3, 6)),
     {"form": "stacks", "writer": "trajectory", "chunk": 2},
 ]
-
-
-def dataset(address: str, table: str, settings: Settings) -> tf.data.Dataset:
-    """Return batches of a table, as the settings have it."""
-    kind = reverb.TimestepDataset if settings.sampler == "timestep" else reverb.TrajectoryDataset
-    apart = {"num_parallel_calls": 2, "deterministic": False}
-
-    def one(_: Any = None, **batching: Any) -> tf.data.Dataset:
-        samples = kind.from_table_signature(
-            address,
-            table,
-            max_in_flight_samples_per_worker=settings.in_flight,
-            num_workers_per_iterator=settings.workers,
-            rate_limiter_timeout_ms=reverb_store.WAIT_MS,
-        )
-        return samples.batch(BATCH_SIZE, drop_remainder=True, **batching)
-
-    if settings.sampler == "interleave":
-        batches = tf.data.Dataset.range(2).interleave(one, cycle_length=2, **apart)
-    else:
-        batches = one(**(apart if settings.sampler == "parallel" else {}))
-    return batches.prefetch(settings.prefetch) if settings.prefetch else batches
-
-
-def batches(address: str, table: str, workload: Workload, settings: Settings) -> Iterator[np.ndarray]:
-    """Yield the keys of one batch after another, all of whose columns have become arrays."""
-    shapes = {name: (BATCH_SIZE, *spec.shape) for name, spec in signature(workload, settings.form).items()}
-    if settings.sampler == "client":
-        client = reverb.Client(address)
-        while True:
-            samples = list(
-                client.sample(table, BATCH_SIZE, emit_timesteps=False, unpack_as_table_signature=True)
-            )
-            for name in shapes:
-                assert np.stack([sample.data[name] for sample in samples]).shape == shapes[name]
-            yield np.array([sample.info.key for sample in samples], np.uint64)
-    for batch in dataset(address, table, settings):
-        arrays = {name: column.numpy() for name, column in batch.data.items()}
-        for name, array in arrays.items():
-            assert array.shape == shapes[name], (name, array.shape)
-        protocol.touch(
-            protocol.unpack(workload, arrays["frames"])["obs"]
-            if settings.form == "record"
-            else arrays["frames"]
-        )
-        yield batch.info.key.numpy()
-
-
-class Sampler:
-    """Takes batches of one table; with priorities it sends new ones for each."""
-
-    def __init__(self, address: str, table: str, workload: Workload, settings: Settings) -> None:
-        self._table, self._settings = table, settings
-        self._batches = batches(address, table, workload, settings)
-        self._client, self._tf_client = reverb.Client(address), reverb.TFClient(address)
-        self._priorities = itertools.cycle(protocol.priorities())
-
-    def step(self) -> None:
-        keys = next(self._batches)
-        if self._table == "uniform":
-            return
-        new = next(self._priorities)
-        if self._settings.update == "tf":
-            self._tf_client.update_priorities(self._table, keys, new)
-        else:
-            self._client.mutate_priorities(self._table, dict(zip(keys.tolist(), new.tolist(), strict=True)))
-
-    def use_up(self) -> None:
-        """Take what was fetched before the clock runs, so that none of it counts."""
-        settings = self._settings
-        ahead = 2 * 2 * max(settings.workers, 2) * settings.in_flight // BATCH_SIZE
-        for _ in range(ahead + settings.prefetch + 2):
-            self.step()
 
 
 class Peer:

@@ -5,15 +5,11 @@ line {"measure": NAME, "seconds": S} with one line {"measure": NAME, "value": ..
 ends at {"quit": true} or at the end of its input. Between two lines it does nothing.
 """
 
-import abc
 import argparse
 import contextlib
 import ctypes
 import dataclasses
-import functools
-import gc
 import importlib.metadata
-import itertools
 import json
 import os
 import selectors
@@ -46,10 +42,6 @@ class Workload:
     n_frames: int
     capacity: int
     """Steps held, unless --capacity says otherwise: copied stacks of either workload fit in 2 GB."""
-
-    @property
-    def stack_shape(self) -> tuple[int, ...]:
-        return (self.n_frames, *self.frame_shape)
 
     def frames(self, count: int) -> np.ndarray:
         """Return random frames: normal floats, or pixels of a still background with a block that moves."""
@@ -209,89 +201,10 @@ def unpack(workload: Workload, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {name: records[name] for name in records.dtype.names}
 
 
-@functools.cache
-def transitions(workload: Workload, form: str, count: int = 8) -> list[dict[str, np.ndarray]]:
-    """Return batches of one episode's transitions, for buffers in this process.
-
-    A transition has a copy of either stack, as "obs" and "next_obs"; or in "window" the frames of both
-    once, as "obs"; or in "record" all of it in one row of int64. They are made before any clock runs: an
-    actor has its stacks at hand.
-    """
-    n_frames, axes = workload.n_frames, (0, -1, *range(1, len(workload.frame_shape) + 1))
-    frames = workload.frames(count * BATCH_SIZE + n_frames)
-    windows = np.lib.stride_tricks.sliding_window_view(frames, n_frames + 1, 0).transpose(axes)
-    scalars = {name: np.full(BATCH_SIZE, value) for name, value in SCALARS.items()}
-
-    def batch(number: int) -> dict[str, np.ndarray]:
-        part = windows[number * BATCH_SIZE : (number + 1) * BATCH_SIZE]
-        if form == "record":
-            rows = np.zeros(BATCH_SIZE, record(workload))
-            for name, value in {"obs": part, **scalars}.items():
-                rows[name] = value
-            return {"record": rows.view(np.int64).reshape(BATCH_SIZE, -1)}
-        parts = {"obs": part} if form == "window" else {"obs": part[:, :-1], "next_obs": part[:, 1:]}
-        return {name: np.ascontiguousarray(value) for name, value in parts.items()} | scalars
-
-    return [batch(number) for number in range(count)]
-
-
-def check_batch(workload: Workload, arrays: dict[str, np.ndarray], like: dict[str, np.ndarray]) -> None:
-    """Check what was taken against a batch that was added, and read the last frame's value of each."""
-    for name, value in like.items():
-        shape = value.shape if value.ndim > 1 else arrays[name].shape  # cpprb's scalars have an axis more
-        assert arrays[name].shape == shape, (name, arrays[name].shape)
-    touch((unpack(workload, arrays["record"]) if "record" in arrays else arrays)["obs"])
-
-
-class Buffer(abc.ABC):
-    """A peer's buffer in this process."""
-
-    @staticmethod
-    def batches(workload: Workload, form: str) -> list[dict[str, np.ndarray]]:
-        """Return what is added in turn."""
-        return transitions(workload, form)
-
-    @abc.abstractmethod
-    def __init__(self, workload: Workload, capacity: int, prioritized: bool, **settings: Any) -> None: ...
-
-    @abc.abstractmethod
-    def add(self) -> None:
-        """Add a batch of transitions."""
-
-    @abc.abstractmethod
-    def take(self) -> None:
-        """Take a batch, as NumPy arrays, and give it new priorities if there are any."""
-
-
 def memory_bytes(pid: int | str = "self") -> int:
     """Return the resident memory of a process."""
     with open(f"/proc/{pid}/statm") as numbers:
         return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def filled(buffer: Buffer, capacity: int) -> Buffer:
-    for _ in range(-(-capacity // BATCH_SIZE)):
-        buffer.add()
-    return buffer
-
-
-class InProcess:
-    """Two filled buffers, one drawn from uniformly and one by priority."""
-
-    def __init__(self, kind: type[Buffer], workload: Workload, capacity: int, settings: Message) -> None:
-        gc.collect()
-        kind.batches(workload, settings["form"])  # is made now, and doesn't count
-        before = memory_bytes()
-        self._uniform = filled(kind(workload, capacity, False, **settings), capacity)
-        self.memory_bytes = memory_bytes() - before
-        self._prioritized = filled(kind(workload, capacity, True, **settings), capacity)
-
-    def measures(self) -> dict[str, Measure]:
-        return {
-            "sample_uniform": functools.partial(timed, self._uniform.take),
-            "sample_prioritized": functools.partial(timed, self._prioritized.take),
-            "write": functools.partial(timed, self._uniform.add),
-        }
 
 
 def answer_requests(lines: Lines, measures: dict[str, Measure]) -> None:
@@ -304,34 +217,3 @@ def answer_requests(lines: Lines, measures: dict[str, Measure]) -> None:
                 continue
             unit = "steps/s" if name == "write" else "samples/s"
             lines.send(measure=name, unit=unit, **measures[name](float(request.get("seconds", 2.0))))
-
-
-def run_in_process(
-    description: str,
-    packages: tuple[str, ...],
-    kind: type[Buffer],
-    best: dict[str, Message],
-    trials: list[Message],
-) -> None:
-    """Be the driver of a peer that has no process of its own."""
-    options = parser(description).parse_args()
-    lines = Lines.standard()
-    die_with_parent()
-    workload = WORKLOADS[options.workload]
-    capacity = options.capacity or workload.capacity
-    settings = best[options.workload] | options.settings
-    if not options.explore:
-        peer = InProcess(kind, workload, capacity, settings)
-        lines.send(
-            ready=True,
-            versions=versions(*packages),
-            settings={"chosen": settings, "tried": trials},
-            memory_bytes=peer.memory_bytes,
-        )
-        answer_requests(lines, peer.measures())
-        return
-    for number, trial in itertools.product(range(2), trials):
-        peer = InProcess(kind, workload, capacity, best[options.workload] | trial)
-        found = {name: measure(options.seconds)["value"] for name, measure in peer.measures().items()}
-        lines.send(round=number, settings=trial, memory_bytes=peer.memory_bytes, **found)
-        del peer

@@ -5,7 +5,7 @@ import pytest
 
 from fornix.common.errors import EvictedError, SequenceError
 from fornix.common.messages import Episode, Sample, SamplerSpec, Sequence, Transition, UpdatePriorities
-from fornix.common.signature import ArraySpec
+from fornix.common.signature import ArraySpec, frame_name
 from fornix.replay.samplers import make_sampler
 from fornix.replay.stacking import Stacker
 from fornix.replay.starts import StartIndex
@@ -200,11 +200,16 @@ class Both:
         applied = model.update(keys, values)
         assert (reply.applied, reply.ignored) == (applied, len(keys) - applied)
 
-    def draw(self, which, unit, count, discount=0.5, exponent=0.0):
+    def draw(self, which, unit, count, discount=0.5, exponent=0.0, mapped=False):
         """Draw a batch and compare it field by field; return whether there was one."""
         table, model = self.tables[which]
         request = Sample(
-            table="t", batch_size=count, unit=unit, discount=discount, importance_exponent=exponent
+            table="t",
+            batch_size=count,
+            unit=unit,
+            discount=discount,
+            importance_exponent=exponent,
+            mapped=mapped,
         )
         batch = table.sample(request)
         if model.inserts < 1:
@@ -227,7 +232,7 @@ class Both:
             assert len(table) == self.model.head - model.oldest
             for unit, starts in list(model.units.items()):
                 assert table.starts(unit).tolist() == sorted(starts.order)
-                stacker = Stacker(ring, model.n_frames, tuple(self.model.like.frames))
+                stacker = Stacker(ring.columns.arrays, table.spec.signature)
                 sampler = make_sampler("uniform", ring.capacity, None)
                 scanned = StartIndex(ring, stacker, starts_of(unit, ring), sampler, model.oldest)
                 assert scanned.numbers().tolist() == list(model.sampleable(unit))
@@ -263,15 +268,20 @@ class Both:
             longest = max(starts.steps(key) for key in keys)
             span = unit.length if isinstance(unit, Sequence) else longest
         assert (batch.index.shape, batch.index.dtype) == ((len(keys), model.n_frames + span), np.int32)
-        frames = by_frame(batch.frame)
-        assert len(set(frames)) == len(frames)  # each is sent once
+        frames = batch.frame
+        if request.mapped:
+            assert frames is None
+            assert batch.oldest.tolist() == [starts.oldest(key) for key in keys]
+            frames = {path: self.memory.ring.column(frame_name(path)) for path in self.model.like.frames}
+        else:
+            assert len(set(by_frame(frames))) == len(by_frame(frames))  # each is sent once
         for at, key in enumerate(keys):
             wanted = as_lists(starts.drawn(key, request.discount, span))
             found = {
                 name: as_lists(getattr(batch, name)[at])
                 for name in ("key", "next_key", "steps", "action", "reward", "discount", "policy_version")
             }
-            found["window"] = by_path(batch.frame, batch.index[at])
+            found["window"] = by_path(frames, batch.index[at])
             found["extras"] = {name: as_lists(array[at]) for name, array in batch.extras.items()}
             found["mask"] = None if batch.mask is None else as_lists(batch.mask[at])
             assert found.pop("reward") == pytest.approx(wanted.pop("reward"), rel=1e-6)
@@ -329,7 +339,8 @@ def _happens(both, rng):
         both.play(rng, rng.randint(1, 6), rng.choice([0.05, 0.3, 0.7]), rng.choice([0.05, 0.2, 0.5]))
     elif action < 0.7:
         for unit in [*model.units, *rng.choices(UNITS, k=len(model.units) < 3)]:
-            both.draw(which, unit, rng.randint(1, 30), rng.choice([0.0, 0.5, 1.0]), rng.choice([0.0, 0.5]))
+            discount, exponent = rng.choice([0.0, 0.5, 1.0]), rng.choice([0.0, 0.5])
+            both.draw(which, unit, rng.randint(1, 30), discount, exponent, rng.random() < 0.3)
             both.draw(which, unit, 1)
     elif action < 0.8 and model.sampler.kind == "prioritized":
         keys = [rng.randint(model.tail - 20, both.model.head + 3) for _ in range(rng.randint(0, 20))]

@@ -1,5 +1,7 @@
 """Short ways to make tables and requests."""
 
+import copy
+
 import numpy as np
 
 from fornix.common import trees
@@ -191,3 +193,16 @@ def drawn(table, unit, discount=0.5, draws=400):
 def transitions(table, n_step=1, discount=0.5, draws=400):
     """Return the transitions that are drawn, by their keys: dicts of every field."""
     return drawn(table, Transition(n_step=n_step), discount, draws)
+
+
+def contents(table):
+    """Return all that a table remembers, so that two moments can be compared."""
+    ring = table.memory.ring
+    columns = {name: ring.column(name).tobytes() for name in ring.names}
+    writers = {
+        name: (writer.incarnation, writer.sequence, writer.newest.tolist(), writer.returns.tolist())
+        for name, writer in table.memory.writers.items()
+    }
+    limiter = table.limiter
+    counts = (ring.head, ring.tail, limiter.inserts, limiter.samples, limiter.leased, table.memory.episodes)
+    return columns, copy.deepcopy(writers), counts

@@ -15,7 +15,7 @@ from fornix.common.messages import (
     Transition,
     Welcome,
 )
-from fornix.common.signature import ArraySpec, Signature
+from fornix.common.signature import ArraySpec, Signature, frame_name
 
 SIGNATURE = Signature(frame=ArraySpec.of((2,), np.int32), action=ArraySpec.of((), np.int32), n_frames=2)
 
@@ -35,7 +35,7 @@ class FakeTransport:
         self._replies[len(self.sent)] = None
         return len(self.sent)
 
-    def poll(self, number):
+    def poll(self, number, timeout_s=0.0):
         if self.unreachable:
             raise UnreachableError("no server")
         if self._replies[number] is None:
@@ -62,15 +62,32 @@ class FakeTransport:
 
 
 class FakeMemory:
-    """Frames of which the rows below `floor` count as overwritten; `taken` hears of each `intact`."""
+    """Frames of one endless episode, of which the rows below `floor` count as overwritten.
 
-    def __init__(self, number, frames, floor=0):
+    `on_intact` hears of each copy before it is judged. Stacks have two frames, as SIGNATURE says, and
+    rows before the first are zero.
+    """
+
+    def __init__(self, number, frames, floor=0, head=0):
         self.number = number
         self.frames = frames
         self.floor = floor
+        self.head = head
+        self.is_served = True
         self.closed = False
         self.asked = 0
         self.on_intact = lambda: None
+
+    def has(self, keys):
+        return bool(keys.min() >= self.floor and keys.max() < self.head)
+
+    def stacks(self, keys):
+        rows = np.stack([keys - 1, keys], axis=1)
+        made = {}
+        for path, array in self.frames.items():
+            made[path] = array[rows % (len(array) - 1)]
+            made[path][rows < 0] = 0
+        return made, self.intact(np.maximum(rows[:, 0], 0))
 
     def intact(self, oldest):
         self.asked += 1
@@ -127,9 +144,16 @@ def sequences(index, length, *, key=None, **changes):
 
 
 def table_map(number, frames):
-    columns = {path: Column(offset=4096, shape=a.shape, dtype=a.dtype.str) for path, a in frames.items()}
+    columns = {
+        frame_name(path): Column(offset=8192, shape=a.shape, dtype=a.dtype.str) for path, a in frames.items()
+    }
+    rows = len(next(iter(frames.values()))) - 1
     return TableMap(
-        path=f"memory {number}", nbytes=1 << 20, token=np.zeros(16, np.uint8), memory=number, frame=columns
+        path=f"memory {number}",
+        nbytes=1 << 20,
+        token=np.zeros(16, np.uint8),
+        memory=number,
+        columns=columns | {"back": Column(offset=4096, shape=(rows,), dtype="<u4")},
     )
 
 

@@ -313,6 +313,10 @@ class StartsModel:
         self.table.samples += len(numbers)
         self.table.look()
 
+    def oldest(self, number):
+        """Return the oldest row of the stack of a row."""
+        return self.table.memory.rows[number].before(self.table.n_frames)[0].number
+
     def steps(self, number):
         """Return how many steps the unit has that starts at a row."""
         row = self.table.memory.rows[number]

@@ -6,8 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fornix.common import trees
-from fornix.common.errors import EvictedError, FornixError, ProtocolError, UnknownTableError
+from fornix.common.errors import (
+    EvictedError,
+    FornixError,
+    InvalidRequestError,
+    ProtocolError,
+    UnknownTableError,
+)
 from fornix.common.messages import (
+    MAX_BATCH,
     Hello,
     MapTable,
     Observe,
@@ -345,21 +352,13 @@ def test_a_table_that_is_created_anew_between_a_batch_and_its_refill_is_an_error
 
 
 def stacks_of(ring, key):
-    """Return the answer that names the stacks of keys."""
-    key = np.asarray(key, np.int64)
-    window = np.stack([key - 1, key], axis=1)
-    return Stacks(
-        key=key,
-        index=(window % CAPACITY).astype(np.int32),
-        oldest=window[:, 0],
-        memory=ring.number,
-        held_s=2.0,
-    )
+    """Return the answer that names the stacks of keys, and the memory that they are in."""
+    return Stacks(key=np.asarray(key, np.int64), memory=ring.number, held_s=2.0)
 
 
 def sent_stacks(ring, key):
     """Return the answer that has the stacks of keys, or refuses."""
-    if len(key) and key.min() <= ring.head - CAPACITY:
+    if len(key) and not ring.head - CAPACITY < key.min() <= key.max() < ring.head:
         return Refused(code="EVICTED", message=f"step {key.min()} has been overwritten")
     frames = ring.frames[""][np.stack([key - 1, key], axis=1) % CAPACITY]
     return Stacks(key=key, stack=frames)
@@ -370,9 +369,7 @@ def writing(server):
     """A ring, a writer to it, and steps to write; the server answers with stacks 1, 2 and 3."""
     ring = server.put(Ring())
     server.on[Observe] = lambda request: stacks_of(ring, [1, 2, 3])
-    server.on[StackQuery] = lambda request: (
-        stacks_of(ring, request.key) if request.mapped else sent_stacks(ring, request.key)
-    )
+    server.on[StackQuery] = lambda request: sent_stacks(ring, request.key)
     server.on[OpenWriter] = lambda request: WriterOpened(sequence=1)
     writer = a_client(server).open_writer("t", "me", 3)
     steps = Steps.first(SIGNATURE, np.arange(3), np.zeros((3, 2), np.int32))
@@ -385,11 +382,10 @@ def test_stacks_are_gathered_from_mapped_memory_too(server, writing):
     assert answer.stack[..., 0].tolist() == [[value(k - 1), value(k)] for k in (1, 2, 3)]
     assert answer.key.tolist() == [1, 2, 3]
     assert answer.held_s == 2.0
-    assert answer.index is answer.oldest is None
-    found = a_client(server).stacks("t", np.array([4, 5]))
-    assert found.stack[..., 1].tolist() == [[value(k - 1), value(k)] for k in (4, 5)]
-    assert not server.transport.requests(StackQuery)[1:]
-    assert ring.asked == 2
+    assert answer.memory == 0
+    assert server.transport.requests(Observe)[0].mapped
+    assert not server.transport.requests(StackQuery)
+    assert ring.asked == 1
 
 
 def test_a_stack_that_was_overwritten_is_asked_for_by_its_key(server, writing):
@@ -405,7 +401,6 @@ def test_a_stack_that_was_overwritten_is_asked_for_by_its_key(server, writing):
     assert answer.stack[..., 0].tolist() == [[-1, -1], [-1, -1], [value(2), value(3)]]
     (query,) = server.transport.requests(StackQuery)
     assert query.key.tolist() == [1, 2]
-    assert not query.mapped
 
 
 def test_a_stack_that_is_gone_is_an_error_and_its_steps_are_written(server, writing):
@@ -428,15 +423,15 @@ def test_stacks_in_the_memory_of_another_server_are_asked_for_by_their_keys(serv
     assert answer.stack[..., 0].tolist() == [[value(k - 1), value(k)] for k in (1, 2, 3)]
     (query,) = server.transport.requests(StackQuery)
     assert query.key.tolist() == [1, 2, 3]
-    assert not query.mapped
     assert gone.asked == 0
 
 
-def test_where_only_keys_are_asked_for_no_places_are(server, writing):
-    _, writer, steps = writing
+def test_where_only_keys_are_asked_for_no_stacks_are_made(server, writing):
+    ring, writer, steps = writing
     server.on[Observe] = lambda request: Stacks(key=np.arange(3))
     answer = writer.observe(steps, stacks=False).result()
     assert answer.stack is None
+    assert ring.asked == 0
     assert not server.transport.requests(Observe)[0].mapped
 
 
@@ -445,3 +440,147 @@ def test_stacks_that_can_not_be_right_are_refused(server, stack):
     server.on[StackQuery] = lambda request: Stacks(key=request.key, stack=stack)
     with pytest.raises(FornixError, match="no array of 3 stacks"):
         a_client(server, "socket").stacks("t", np.arange(3))
+
+
+def ask_by(who, server):
+    """Return the method that asks for stacks of table `t`, of a client or of a writer."""
+    client = a_client(server)
+    if who == "client":
+        return lambda keys: client.stacks("t", keys)
+    return client.open_writer("t", "me", 3).stacks
+
+
+@pytest.mark.parametrize("who", ["client", "writer"])
+def test_stacks_are_found_in_mapped_memory_without_a_word_to_the_server(server, writing, who):
+    ring, *_ = writing
+    ask = ask_by(who, server)
+    for keys in ([4, 5], [15], [0, 15, 3, 3]):
+        found = ask(np.array(keys))
+        assert found.key.tolist() == keys
+        assert found.stack[..., 1].tolist() == [[value(k - 1) if k else 0, value(k)] for k in keys]
+        assert found.memory == 0
+    assert not server.transport.requests(StackQuery)
+    assert ring.asked == 3
+
+
+@pytest.mark.parametrize("keys", [[4, CAPACITY], [4, 2**62], [-1, 4], [-(2**63)], [2**63 - 1]], ids=str)
+def test_a_step_that_is_not_in_the_memory_is_the_server_s_to_refuse(server, writing, keys):
+    ring, *_ = writing
+    client = a_client(server)
+    with pytest.raises(EvictedError):
+        client.stacks("t", np.array(keys))
+    (query,) = server.transport.requests(StackQuery)
+    assert query.key.tolist() == keys
+    assert ring.asked == 0
+
+
+def test_a_step_that_was_overwritten_is_the_server_s_to_refuse(server, writing):
+    ring, *_ = writing
+    client = a_client(server)
+    assert client.stacks("t", np.array([3])).stack[0, 1, 0] == value(3)
+    ring.write(4)
+    with pytest.raises(EvictedError, match="step 3 has been overwritten"):
+        client.stacks("t", np.array([9, 3]))
+    assert ring.asked == 1
+
+
+def test_a_stack_that_reaches_below_the_floor_is_the_server_s_to_refuse(server, writing):
+    ring, *_ = writing
+    ring.write(4)
+    client = a_client(server)
+    with pytest.raises(EvictedError, match="step 4 has been overwritten"):
+        client.stacks("t", np.array([9, 4, 10]))
+    (query,) = server.transport.requests(StackQuery)
+    assert query.key.tolist() == [4]
+
+
+def test_stacks_that_are_overwritten_while_they_are_copied_are_asked_for(server, writing):
+    ring, *_ = writing
+    told = []
+
+    def sent(request):
+        told.extend(request.key.tolist())
+        return Stacks(key=request.key, stack=np.full((len(request.key), 2, 2), -1, np.int32))
+
+    server.on[StackQuery] = sent
+    client = a_client(server)
+    ring.on_intact = lambda: ring.write(4)
+    found = client.stacks("t", np.array([6, 2, 5, 3, 4]))
+    assert told == [2, 3, 4]
+    assert found.stack[:, 1, 0].tolist() == [value(6), -1, value(5), -1, -1]
+
+
+def test_nothing_is_answered_out_of_the_memory_of_a_server_that_is_dead(server, writing):
+    ring, *_ = writing
+    client = a_client(server)
+    assert client.stacks("t", np.array([3])).stack[0, 1, 0] == value(3)
+    ring.is_served = False
+    ring.frames[""][:] = -1  # whatever it holds
+    new = Ring(number=8)
+    server.on[StackQuery] = lambda request: sent_stacks(new, request.key)
+    assert client.stacks("t", np.array([3])).stack[0, 1, 0] == value(3)
+    server.transport.unreachable = True
+    with pytest.raises(FornixError, match="no server"):
+        client.stacks("t", np.array([3]))
+    assert ring.asked == 1
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        np.zeros(0, np.int64),
+        np.array([3], np.int32),
+        np.array([3.0]),
+        np.array([True]),
+        np.array([3], ">i8"),
+        np.array(3),
+        np.array([[3]]),
+        np.zeros(MAX_BATCH + 1, np.int64),
+    ],
+    ids=lambda keys: f"{keys.dtype.str} {keys.shape}",
+)
+def test_keys_of_another_kind_are_the_server_s_to_judge(server, writing, keys):
+    ring, *_ = writing
+    ring.has = ring.stacks = None  # not even asked
+    server.on[StackQuery] = lambda request: Refused(code="INVALID", message="key must be <i8 [K]")
+    with pytest.raises(InvalidRequestError, match="key must be"):
+        a_client(server).stacks("t", keys)
+    (query,) = server.transport.requests(StackQuery)
+    assert query.key is keys
+
+
+@pytest.mark.parametrize("memory", ["mapped", "socket"])
+@pytest.mark.parametrize("keys", [[3], 3, None, "3"], ids=str)
+def test_keys_that_are_no_array_are_refused_before_they_are_sent(server, writing, keys, memory):
+    with pytest.raises(InvalidRequestError, match="key"):
+        a_client(server, memory).stacks("t", keys)
+    assert not server.transport.requests(StackQuery)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        np.array([3.0]),
+        np.array([[3]]),
+        np.array(3),
+        np.array([3], np.uint64),
+        np.array([True]),
+    ],
+    ids=lambda key: f"{key.dtype.str} {key.shape}",
+)
+def test_stacks_of_keys_that_can_not_be_right_are_not_looked_for(server, writing, key):
+    ring, writer, steps = writing
+    server.on[Observe] = lambda request: Stacks(key=key, memory=ring.number)
+    with pytest.raises(ProtocolError, match="key"):
+        writer.observe(steps).result()
+
+
+@pytest.mark.parametrize("answered", [[4, 3], [3], [3, 4, 5], [3.0, 4.0]], ids=str)
+@pytest.mark.parametrize("memory", ["mapped", "socket"])
+def test_stacks_of_other_keys_than_those_asked_for_are_refused(server, writing, answered, memory):
+    ring, *_ = writing
+    ring.is_served = False
+    rows = np.zeros((len(answered), 2, 2), np.int32)
+    server.on[StackQuery] = lambda request: Stacks(key=np.array(answered), stack=rows)
+    with pytest.raises(ProtocolError):
+        a_client(server, memory).stacks("t", np.array([3, 4]))

@@ -6,8 +6,7 @@ import pytest
 from fornix.common.errors import EvictedError, InvalidRequestError, SequenceError, UnknownWriterError
 from fornix.common.messages import Episode, Transition
 
-from .builders import CUT, END, Episodes, F, M, a_stack, a_table, observe, sample, transitions
-from .test_table import contents
+from .builders import CUT, END, Episodes, F, M, a_stack, a_table, contents, observe, sample, transitions
 
 
 def lanes(*numbers):

@@ -1,23 +1,41 @@
 """Batches asked for ahead: how many, in what order, in whose memory, and what the server hears."""
 
+import contextlib
 import itertools
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from fornix.common.errors import (
+    FornixError,
     InvalidRequestError,
     UnknownTableError,
     UnreachableError,
     WaitTimeoutError,
 )
-from fornix.common.messages import Consume, MapTable, Refused, Sample, Sequence, Transition
+from fornix.common.messages import (
+    Consume,
+    LimiterSpec,
+    MapTable,
+    Refused,
+    Sample,
+    Sequence,
+    Transition,
+)
 from fornix.replay.batches import Sequences, Transitions
 from fornix.replay.client import Client
+from fornix.replay.local import LocalTransport
+from fornix.replay.service import ReplayService
+from fornix.replay.steps import Steps
 
+from .builders import Clock, F, M, observe, spec
 from .fakes import FakeMemory, FakeServer, batch, ramp, sequences
 
 LATE = Refused(code="WAIT_TIMEOUT", message="waited in vain")
+TIGHTEST = LimiterSpec(min_size=1, samples_per_insert=1.0, error_buffer_inserts=1.0)
+PATIENCE_S = 20.0
 
 
 @pytest.fixture
@@ -42,6 +60,11 @@ def leases(server):
     return [request.lease for request in server.transport.requests(Sample)]
 
 
+def said(server):
+    """Return what the requests say of each of them, in order."""
+    return [request.consumed for request in server.transport.requests(Sample)]
+
+
 def check(drawn, lease):
     """Raise unless all of a batch is what came for a lease."""
     assert (drawn.key == lease).all()
@@ -57,23 +80,62 @@ def test_batches_come_in_order_and_as_many_are_in_flight_as_asked_for(server):
     assert iter(batches) is batches
 
 
-def test_each_request_acknowledges_what_is_over(server):
-    batches = prefetch(server)
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_a_batch_is_consumed_once_the_next_is_asked_for_however_long_it_stays(server, keep):
+    batches = prefetch(server, keep=keep)
     for _ in range(4):
         next(batches)
-    asked = server.transport.requests(Sample)
-    assert [request.consumed for request in asked] == [0, 0, 1, 2, 3]
-    (session,) = {request.session for request in asked}
-    assert session.startswith("me-")
-    assert next(prefetch(server)) is not None
-    assert server.transport.requests(Sample)[-1].session != session
+    assert said(server) == [0, 0, 1, 2, 3]
+    assert not batches.ready() or said(server)[-1] == 4
+    assert not server.transport.requests(Consume)
 
 
-def test_kept_batches_are_acknowledged_later(server):
-    batches = prefetch(server, keep=3, in_flight=1)
-    for _ in range(6):
+def test_each_iterator_is_a_session_of_its_own(server):
+    client = Client(server.transport, "me")
+    for _ in range(3):
+        next(client.batches("t", 2))
+    sessions = {request.session for request in server.transport.requests(Sample)}
+    assert len(sessions) == 3
+    assert all(session.startswith("me-") for session in sessions)
+
+
+def test_what_is_consumed_is_what_its_user_says(server):
+    used = 0
+    batches = prefetch(server, keep=4, consumed=lambda: used)
+    for used in (0, 0, 0, 2, 2, 99):  # noqa: B007
         next(batches)
-    assert [request.consumed for request in server.transport.requests(Sample)] == [0, 0, 0, 1, 2, 3]
+    assert said(server) == [0, 0, 0, 0, 2, 2, 5]  # no more than there were
+
+
+def test_what_is_consumed_while_a_batch_is_waited_for_is_told_at_once(server):
+    """It may be what the limiter waits for."""
+    answers, used = server.on[Sample], itertools.chain([0] * 9, itertools.repeat(1, 9), itertools.repeat(2))
+
+    def once_two_are_consumed(request):
+        told = [each.consumed for each in server.transport.requests(Consume)]
+        return answers(request) if request.lease < 3 or 2 in told else None
+
+    server.on[Sample] = once_two_are_consumed
+    batches = prefetch(server, in_flight=1, keep=4, consumed=lambda: next(used))
+    for lease in (1, 2, 3):
+        check(next(batches), lease)
+    assert leases(server) == [1, 2, 3]
+    told = server.transport.requests(Consume)
+    assert [(each.consumed, each.release) for each in told] == [(1, False), (2, False)]
+    assert {each.session for each in told} == {server.transport.requests(Sample)[0].session}
+
+
+def test_a_request_that_is_sent_again_says_what_is_consumed_by_then(server):
+    answers, used = server.on[Sample], [0]
+    server.on[Sample] = lambda request: LATE if request.lease > 2 else answers(request)
+    batches = prefetch(server, keep=4, consumed=lambda: used[-1])
+    next(batches)
+    next(batches)
+    for consumed in (0, 1, 2):
+        used.append(consumed)
+        with pytest.raises(WaitTimeoutError):
+            next(batches)
+        assert said(server)[-1] == consumed
 
 
 def test_without_leases_nothing_is_acknowledged(server):
@@ -86,24 +148,47 @@ def test_without_leases_nothing_is_acknowledged(server):
     assert not server.transport.requests(Consume)
 
 
+@pytest.mark.parametrize("refused", [(), (2, 3, 7, 9, 10)], ids=["all granted", "some refused"])
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_a_batch_stays_until_so_many_more_are_asked_for(server, keep):
-    made = []
+def test_a_batch_stays_until_so_many_more_are_asked_for(server, keep, refused):
+    made, answers = [], server.on[Sample]
+    server.on[Sample] = lambda request: LATE if request.lease in refused else answers(request)
 
     def allocate(shape, dtype):
         made.append(np.zeros(shape, dtype))
         return made[-1]
 
     batches = prefetch(server, keep=keep, allocate=allocate)
-    handed = []
-    for lease in range(1, 4 * keep):
-        handed.append(next(batches))
-        for at, held in enumerate(handed[-keep:], start=max(1, lease - keep + 1)):
-            check(held, at)
-        assert len(made) == min(lease, keep)
-        assert len({drawn.window.ctypes.data for drawn in handed[-keep:]}) == min(lease, keep)
-        if lease > keep:
+    handed, granted = [], []
+    while len(handed) < 4 * keep:
+        for held, lease in zip(handed[1 - keep :] if keep > 1 else [], granted[1 - keep :], strict=False):
+            check(held, lease)
+        try:
+            handed.append(next(batches))
+        except WaitTimeoutError:
+            continue
+        granted.append(int(handed[-1].key[0]))
+        count = len(handed)
+        for held, lease in zip(handed[-keep:], granted[-keep:], strict=True):
+            check(held, lease)
+        assert len(made) == min(count, keep)
+        assert len({drawn.window.ctypes.data for drawn in handed[-keep:]}) == min(count, keep)
+        if count > keep:
             assert np.shares_memory(handed[-1].window, handed[-1 - keep].window)
+    assert len(set(granted)) == len(granted)
+    assert not set(granted) & set(refused)
+
+
+def test_what_a_batch_makes_late_is_in_its_own_memory(server):
+    server.on[Sample] = lambda request: batch(
+        [[0, 1, 2, 3]] * 2, n_step=2, steps=[1, 2], frame=ramp(5, begin=1000 * request.lease)
+    )
+    batches = prefetch(server, keep=2, unit=Transition(n_step=2))
+    for at in range(1, 4):
+        first, second = next(batches), next(batches)
+        for drawn, lease in ((first, 2 * at - 1), (second, 2 * at)):
+            assert drawn.next_stack[:, 0, 0].tolist() == [1000 * lease + 1, 1000 * lease + 2]
+        assert first.next_stack[0, 0, 0] == 1000 * (2 * at - 1) + 1
 
 
 def test_a_copy_stays(server):
@@ -117,34 +202,47 @@ def test_an_error_passes_and_the_request_is_sent_again_by_whoever_asks_again(ser
     answers = server.on[Sample]
     batches = prefetch(server)
     check(next(batches), 1)
-    server.on[Sample] = lambda request: LATE if request.lease == 2 else answers(request)
-    for attempt in range(3):
+    server.on[Sample] = lambda request: LATE
+    for last in (5, 7, 9):
         with pytest.raises(WaitTimeoutError, match="in vain"):
             next(batches)
-        assert leases(server) == [1, 2, 3] + [2] * (attempt + 1)
+        assert leases(server) == list(range(1, last + 1))
     server.on[Sample] = answers
-    for lease in (2, 3, 4):
+    for lease in (9, 10, 11):
         check(next(batches), lease)
 
 
-def test_a_refusal_from_before_anyone_looked_is_not_raised(server):
-    """The server may well have data by now."""
+@pytest.mark.parametrize("looked", [False, True])
+def test_one_that_waited_in_vain_goes_behind_those_that_are_on_their_way(server, looked):
+    """The batch of the next one is leased: it can be consumed only once it has been handed out."""
     answers = server.on[Sample]
-    refused = set()
-
-    def late_once(request):
-        if request.lease == 2 and not refused:
-            refused.add(2)
-            return LATE
-        return answers(request)
-
-    server.on[Sample] = late_once
+    server.on[Sample] = lambda request: LATE if request.lease == 2 else answers(request)
     batches = prefetch(server)
     check(next(batches), 1)
-    check(next(batches), 2)
-    assert refused
-    assert leases(server) == [1, 2, 3, 2]
-    assert server.transport.requests(Sample)[-1].consumed == 1
+    if looked:  # if nobody has, it isn't raised: the server may well have data by now
+        assert batches.ready()
+    for lease in (3, 4, 5):
+        check(next(batches), lease)
+    assert leases(server) == [1, 2, 3, 4, 5, 6]
+    assert said(server) == [0, 0, 1, 1, 3, 4]  # by their leases, of which 2 was never granted
+
+
+@pytest.mark.parametrize("code", ["ERROR", "PROTOCOL"])
+def test_what_may_have_been_granted_is_asked_for_under_the_same_lease(server, code):
+    """So that the server doesn't hold two batches for it, one of which nobody will ever consume."""
+    answers = server.on[Sample]
+    server.on[Sample] = lambda request: (
+        Refused(code=code, message="can't be read") if request.lease == 2 else answers(request)
+    )
+    batches = prefetch(server)
+    check(next(batches), 1)
+    for again in range(3):
+        with pytest.raises(FornixError, match="can't be read"):
+            next(batches)
+        assert leases(server) == [1, 2, 3] + [2] * (again + 1)
+    server.on[Sample] = answers
+    for lease in (2, 3, 4):
+        check(next(batches), lease)
 
 
 @pytest.mark.parametrize(
@@ -180,15 +278,15 @@ def test_ready_says_whether_a_batch_is_there(server):
     check(next(batches), 1)
 
 
-@pytest.mark.parametrize(("unused", "consumed"), [(0, 3), (2, 1), (5, 0)])
-def test_closing_gives_back_what_was_not_used(server, unused, consumed):
-    batches = prefetch(server)
+@pytest.mark.parametrize(("says", "consumed"), [(None, 3), (lambda: 0, 0), (lambda: 2, 2)])
+def test_closing_gives_back_what_was_not_consumed(server, says, consumed):
+    batches = prefetch(server, consumed=says)
     for _ in range(3):
         next(batches)
-    batches.close(unused)
-    batches.close(unused)
-    (last,) = server.transport.requests(Consume)
-    assert (last.consumed, last.release) == (consumed, True)
+    batches.close()
+    batches.close()
+    (last,) = (each for each in server.transport.requests(Consume) if each.release)
+    assert last.consumed == consumed
     assert last.session == server.transport.requests(Sample)[0].session
     assert server.transport.forgotten == [4]
     assert list(batches) == []
@@ -203,6 +301,32 @@ def test_closing_says_nothing_to_a_server_that_is_not_there(server):
     batches.close()
     prefetch(server).close()  # which never asked
     assert not server.transport.requests(Consume)
+
+
+@pytest.mark.parametrize("code", ["WAIT_TIMEOUT", "UNKNOWN_TABLE", "PROTOCOL"])
+def test_closing_after_an_error_gives_back_too(server, code):
+    """What is on its way may be granted at any time, and be held until the session counts as silent."""
+    answers = server.on[Sample]
+    batches = prefetch(server)
+    next(batches)
+    server.on[Sample] = lambda request: (
+        answers(request) if request.lease == 2 else Refused(code=code, message="no")
+    )
+    check(next(batches), 2)
+    with pytest.raises(FornixError, match="no"):
+        next(batches)
+    server.on[Sample] = answers
+    batches.close()
+    (last,) = server.transport.requests(Consume)
+    assert (last.consumed, last.release) == (2, True)
+
+
+def test_closing_gives_back_what_was_asked_for_and_never_taken(server):
+    batches = prefetch(server)
+    assert batches.ready()
+    batches.close()
+    (last,) = server.transport.requests(Consume)
+    assert (last.consumed, last.release) == (0, True)
 
 
 def test_closing_survives_a_refusal_and_happens_at_the_end_of_a_with_block(server):
@@ -251,3 +375,98 @@ def test_a_refill_has_the_lease_of_what_it_fills(server, monkeypatch):
     assert refill == first.model_copy(update={"batch_size": 3, "refill": True})
     assert refill.lease == 1
     assert len(server.transport.requests(MapTable)) == 1
+
+
+# no deadlock ---------------------------------------------------------------------------------------
+
+
+def a_step(kind):
+    """Return a step of lane 0."""
+    made = observe(1, [(0, kind, 0)])
+    names = ("lane", "step_type", "terminated", "action", "reward", "frame")
+    return Steps(**{name: getattr(made, name) for name in names})
+
+
+def one_more(writer, pending):
+    """Wait until a step is written, and write the next; or write the same again."""
+    try:
+        pending.result()
+    except WaitTimeoutError:
+        pending.send_again()
+        return pending
+    return writer.observe(a_step(M), timeout_s=0.1)
+
+
+@contextlib.contextmanager
+def a_writer(address, stop):
+    """Let a thread write one step after another to table `t`, each until the limiter lets it."""
+
+    def write():
+        with Client.connect(address, name="writer") as client:
+            writer = client.open_writer("t", "w", 1)
+            pending = writer.observe(a_step(F))
+            while not stop.is_set():
+                pending = one_more(writer, pending)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def pass_time(service, clock, seconds):
+    clock.now += seconds
+    for (transport, number), reply in service.expire():
+        if number in transport._awaited:
+            transport._replies[number] = reply
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_requests_that_wait_in_vain_bring_nothing_to_a_halt(keep, in_flight):
+    """One that is sent again is behind the others in the server's line: they are let through before it."""
+    clock = Clock()
+    service = ReplayService(clock, seed=0)
+    writing, reading = Client(LocalTransport(service)), Client(LocalTransport(service))
+    writing.create_table("t", spec(limiter=TIGHTEST))
+    writer = writing.open_writer("t", "w", 1)
+    batches = reading.batches("t", 8, keep=keep, in_flight=in_flight, timeout_s=0.5)
+    pending, drawn = writer.observe(a_step(F)), 0
+    for _ in range(400):
+        pass_time(service, clock, 0.1)
+        if batches.ready():
+            with contextlib.suppress(WaitTimeoutError):
+                next(batches)
+                drawn += 1
+        if pending.done():
+            pending = one_more(writer, pending)
+    assert drawn > 30
+
+
+def draw(batches, count):
+    """Draw so many batches, however often that takes too long; fail if it takes for ever."""
+    deadline = time.monotonic() + PATIENCE_S
+    while count:
+        assert time.monotonic() < deadline, f"{count} batches never came"
+        with contextlib.suppress(WaitTimeoutError):
+            next(batches)
+            count -= 1
+
+
+@pytest.mark.parametrize("timeout_s", [0.002, 1.0])
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+@pytest.mark.parametrize("keep", [1, 2, 4])
+def test_nobody_waits_for_ever_at_the_tightest_limiter(keep, in_flight, timeout_s, ipc_address, serve):
+    """A batch is several times what lies between the bounds, so only one can be leased at a time."""
+    with serve(ipc_address), Client.connect(ipc_address, name="reader") as client:
+        client.create_table("t", spec(limiter=TIGHTEST))
+        with (
+            a_writer(ipc_address, threading.Event()),
+            client.batches("t", 8, keep=keep, in_flight=in_flight, timeout_s=timeout_s) as batches,
+        ):
+            draw(batches, 30)
+        table = client.info().tables["t"]
+        assert (table["samples"], table["leased"]) == (30 * 8, 0)

@@ -10,20 +10,34 @@ from fornix.common.errors import (
 )
 from fornix.common.messages import (
     Batch,
+    Consume,
     CreateTable,
+    DropTable,
+    Episode,
     Hello,
     LimiterSpec,
     OpenWriter,
     Refused,
+    ResetTable,
+    SamplerSpec,
+    Sequence,
+    SetLimiter,
     StackQuery,
     TableCreated,
+    Transition,
+    UpdatePriorities,
 )
 from fornix.common.signature import ArraySpec
 
 from .builders import F, M, a_stack, observe, sample, signature, spec
 from .desk import RATIO, Desk, a_desk, lasting, write
 
-WIDE = spec(100, frame=ArraySpec.of((1000,), np.uint8))
+OTHERS = {
+    "wide": spec(100, frame=ArraySpec.of((1000,), np.uint8)),
+    "p": spec(sampler=SamplerSpec(kind="prioritized")),
+    "small": spec(20, sampler=SamplerSpec(kind="fifo")),
+    "shared": spec(limiter=LimiterSpec(), rows_of="t"),
+}
 BAD = {
     "frame of another shape": (
         observe(3, [(0, M, 2)], frame=np.zeros((1, 1, 2), np.int32)),
@@ -66,13 +80,13 @@ BAD = {
     "write to an unknown table": (
         observe(3, [(0, M, 2)], table="tt"),
         UnknownTableError,
-        ["'tt'", "did you mean 't'?", "tables: t, wide;", "create it first"],
+        ["'tt'", "did you mean 't'?", "tables: p, shared, small, t, wide;", "create it first"],
     ),
-    "sample from an unknown table": (sample(table="T"), UnknownTableError, ["'T'", "tables: t"]),
+    "sample from an unknown table": (sample(table="T"), UnknownTableError, ["'T'", "tables: p, shared"]),
     "stack of an unknown table": (
         StackQuery(table="u", key=np.zeros(1, np.int64)),
         UnknownTableError,
-        ["'u'", "tables: t"],
+        ["'u'", "tables: p, shared"],
     ),
     "writer of an unknown table": (
         OpenWriter(table="u", writer="w", incarnation=1, lanes=1),
@@ -82,7 +96,7 @@ BAD = {
     "hello with an unknown table": (
         Hello(client="c", expects={"u": signature()}),
         UnknownTableError,
-        ["'u'", "tables: t"],
+        ["'u'", "tables: p, shared"],
     ),
     "keys of another dtype": (
         StackQuery(table="t", key=np.zeros(1, np.int32)),
@@ -144,6 +158,116 @@ BAD = {
         InvalidRequestError,
         ["a batch of 65536", "ask for at most"],
     ),
+    "sequences too large to send": (
+        sample(200, unit=Sequence(length=4096), table="wide"),
+        InvalidRequestError,
+        ["a batch of 200", "for each sequence", "ask for at most 63"],
+    ),
+    "whole episodes too large to send": (
+        sample(9, unit=Episode(max_steps=65_536), table="wide"),
+        InvalidRequestError,
+        ["a batch of 9", "for each episode", "ask for at most 3"],
+    ),
+    "a transition of more steps than the table": (
+        sample(unit=Transition(n_step=60), table="small"),
+        InvalidRequestError,
+        ["a transition of 60 steps needs 63", "holds 20", "draw shorter ones or raise capacity_steps"],
+    ),
+    "more than a queue can hold": (
+        sample(21, table="small"),
+        InvalidRequestError,
+        ["batch_size 21", "20 steps", "once at most", "lower batch_size"],
+    ),
+    "a lease of nobody": (
+        sample(1, lease=3),
+        InvalidRequestError,
+        ["lease 3 has no session; name one, or send lease 0"],
+    ),
+    "an acknowledgement at an unknown table": (
+        Consume(table="v", session="s", consumed=1),
+        UnknownTableError,
+        ["'v'", "tables: p, shared, small, t, wide"],
+    ),
+    "priorities where there are none": (
+        UpdatePriorities(table="t", key=np.zeros(1, np.int64), priority=np.ones(1)),
+        InvalidRequestError,
+        [
+            "table 't' draws by 'uniform', which has no priorities",
+            "create it with the sampler 'prioritized'",
+        ],
+    ),
+    "a negative priority": (
+        UpdatePriorities(table="p", key=np.arange(2), priority=np.array([1.0, -0.5])),
+        InvalidRequestError,
+        ["priority 1 of 2 is -0.5", "finite number from 0 to", "send the size of the error, or 0"],
+    ),
+    "no priority for a key": (
+        UpdatePriorities(table="p", key=np.arange(2), priority=np.ones(1)),
+        InvalidRequestError,
+        ["priority has shape (1,)", "(2,), one for each key"],
+    ),
+    "priorities of another dtype": (
+        UpdatePriorities(table="p", key=np.arange(2), priority=np.ones(2, np.float16)),
+        InvalidRequestError,
+        ["dtype <f2", "must be <f8 or <f4"],
+    ),
+    "priorities by keys of another dtype": (
+        UpdatePriorities(table="p", key=np.arange(2, dtype=np.int32), priority=np.ones(2)),
+        InvalidRequestError,
+        ["key has shape (2,) and dtype <i4", "<i8 [K]"],
+    ),
+    "too many keys": (
+        UpdatePriorities(table="p", key=np.zeros(65_537, np.int64), priority=np.ones(65_537)),
+        InvalidRequestError,
+        ["65537 keys are named; the limit is 65536", "ask for fewer"],
+    ),
+    "limits that contradict themselves": (
+        SetLimiter(table="t", limiter=LimiterSpec(samples_per_insert=1.0)),
+        InvalidRequestError,
+        ["samples_per_insert and error_buffer_inserts belong together"],
+    ),
+    "limits for an unknown table": (SetLimiter(table="v", limiter=RATIO), UnknownTableError, ["'v'"]),
+    "dropping rows that others draw from": (
+        DropTable(table="t"),
+        InvalidRequestError,
+        ["shared draw from the rows of table 't'; drop them first"],
+    ),
+    "dropping an unknown table": (DropTable(table="v"), UnknownTableError, ["'v'", "create it first"]),
+    "resetting a table without rows": (
+        ResetTable(table="shared"),
+        InvalidRequestError,
+        ["draws from the rows of 't', and has none of its own"],
+    ),
+    "a writer of a table without rows": (
+        OpenWriter(table="shared", writer="w", incarnation=1, lanes=1),
+        InvalidRequestError,
+        ["draws from the rows of 't'", "write to that"],
+    ),
+    "steps for a table without rows": (
+        observe(3, [(0, M, 2)], table="shared"),
+        InvalidRequestError,
+        ["draws from the rows of 't'", "write to that"],
+    ),
+    "a lane that is not there leaves": (
+        observe(3, [(0, M, 2)], leave=np.array([2], np.int32)),
+        InvalidRequestError,
+        ["leave holds 2", "0 to 1", "open it with more lanes"],
+    ),
+    "many steps of a lane, and their stacks": (
+        observe(3, [(0, M, 2), (0, M, 3)]),
+        InvalidRequestError,
+        ["lane 0 stands in two rows", "or ask for no stacks"],
+    ),
+    "many steps of a lane that don't follow each other": (
+        observe(3, [(0, M, 2), (0, F, 3)], stacks=False),
+        InvalidRequestError,
+        ["lane 0 got FIRST while its episode is open", "let the lane leave"],
+    ),
+    "a frame of several arrays": (
+        observe(3, [(0, M, 2)], frame={"a": np.zeros((1, 2), np.int32)}),
+        InvalidRequestError,
+        ["frame.a", "the table takes ['frame']"],
+    ),
 }
 
 
@@ -151,11 +275,13 @@ BAD = {
 def test_a_bad_request_is_refused_in_a_sentence_and_changes_nothing(name):
     request, kind, said = BAD[name]
     desk = a_desk(memory_bytes=1_000_000)
-    desk.ask(CreateTable(table="wide", spec=WIDE))
+    for table, made in OTHERS.items():
+        assert desk.ask(CreateTable(table=table, spec=made)) == TableCreated(created=True)
     other = OpenWriter(table="t", writer="other", incarnation=1, lanes=1)
     desk.ask(other)
     for sequence, at in ((1, F), (2, M)):
         write(desk, sequence, (0, at, sequence))
+    desk.ask(sample(3, session="s", lease=1, table="shared"))
     before = desk.info()
     reply = desk.ask(request)
     after = desk.info()

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fornix.common.signature import ArraySpec, Signature
 from fornix.replay import storage
@@ -15,7 +13,6 @@ from fornix.replay.storage import (
     HEADER_COLUMNS,
     AnonymousColumns,
     SharedColumns,
-    capacity_for,
     make_columns,
     nbytes,
     row_nbytes,
@@ -101,13 +98,6 @@ def test_nbytes_is_what_the_arrays_take(signature):
     arrays = AnonymousColumns(signature, CAPACITY).arrays
     assert nbytes(signature, CAPACITY) == sum(array.nbytes for array in arrays.values())
     assert row_nbytes(signature) == nbytes(signature, 8) - nbytes(signature, 7)
-
-
-@given(st.sampled_from([FLAT, NESTED]), st.integers(0, 2**50))
-def test_capacity_for_is_the_most_that_fits(signature, size):
-    capacity = capacity_for(signature, size)
-    assert nbytes(signature, capacity + 1) > size
-    assert nbytes(signature, capacity) <= size or capacity == 0
 
 
 def test_anonymous_columns_are_not_shared():

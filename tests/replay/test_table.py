@@ -1,5 +1,3 @@
-import copy
-
 import numpy as np
 import pytest
 
@@ -14,20 +12,20 @@ from fornix.common.messages import MID, Transition
 from fornix.common.signature import ArraySpec
 from fornix.common.wire import MAX_MESSAGE_BYTES
 
-from .builders import CUT, END, Episodes, F, M, a_stack, a_table, frame, observe, sample, transitions
-
-
-def contents(table):
-    """Return all that a table remembers, so that two moments can be compared."""
-    ring = table.memory.ring
-    columns = {name: ring.column(name).tobytes() for name in ring.names}
-    writers = {
-        name: (writer.incarnation, writer.sequence, writer.newest.tolist(), writer.returns.tolist())
-        for name, writer in table.memory.writers.items()
-    }
-    counts = (ring.head, ring.tail, table.limiter.inserts, table.limiter.samples, table.memory.episodes)
-    return columns, copy.deepcopy(writers), counts
-
+from .builders import (
+    CUT,
+    END,
+    Episodes,
+    F,
+    M,
+    a_stack,
+    a_table,
+    contents,
+    frame,
+    observe,
+    sample,
+    transitions,
+)
 
 # stacks --------------------------------------------------------------------------------------------
 

@@ -111,12 +111,13 @@ class TablesAgainstModel(RuleBasedStateMachine):
         count=st.integers(1, 30),
         discount=st.sampled_from([0.0, 0.5, 1.0]),
         exponent=st.sampled_from([0.0, 0.5]),
+        mapped=st.booleans(),
     )
-    def draw(self, unit, count, discount, exponent):
+    def draw(self, unit, count, discount, exponent, mapped):
         """Every unit that each table keeps the starts of; and one that it may have to look for."""
         for which, (_, model) in enumerate(self.both.tables):
             for each in dict.fromkeys([*model.units, unit]):
-                self.both.draw(which, each, count, discount, exponent)
+                self.both.draw(which, each, count, discount, exponent, mapped)
                 self.both.draw(which, each, 1)
 
     @rule(which=some, times=st.integers(1, 40))
