@@ -89,7 +89,7 @@ class Catalog:
         """
         spec = _resolved(spec)
         if name in self._places:
-            _require_same(name, self._places[name].table.spec, spec)
+            _require_same(name, self._places[name].table.created, spec)
             return False
         check_table(spec)
         self._require_room(name, spec)

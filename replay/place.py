@@ -68,7 +68,7 @@ class Place:
     def sample(self, request: Sample) -> Batch | None:
         """Carry out a draw, or return None while it must wait."""
         reply = self.table.sample(request, self._clock())
-        if reply is not None:
+        if reply is not None and not request.refill:
             self.watch.count(samples=request.batch_size)
         return reply
 

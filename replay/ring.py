@@ -28,7 +28,6 @@ class Ring:
 
     def __init__(self, columns: Columns) -> None:
         self.capacity = columns.capacity
-        self.block = min(self.capacity // _BLOCKS, _MAX_BLOCK)
         self.columns = columns
         self._arrays = columns.arrays
         self._back = columns.arrays["back"]
@@ -66,7 +65,7 @@ class Ring:
         """
         tail = self.tail if tail is None else tail
         capacity = self.capacity if capacity is None else capacity
-        block = min(capacity // _BLOCKS, _MAX_BLOCK)
+        block = _block(capacity)
         needed = self.head + rows - (capacity - block)
         return tail if needed <= tail else needed + block
 
@@ -148,3 +147,12 @@ class Ring:
         yield slice(low, low + first), slice(0, first)
         if first < count:
             yield slice(0, count - first), slice(first, count)
+
+
+def held_at_least(capacity: int) -> int:
+    """Return how many rows a full ring of `capacity` holds at any time: the tail moves ahead, in blocks."""
+    return capacity - 2 * _block(capacity)
+
+
+def _block(capacity: int) -> int:
+    return min(capacity // _BLOCKS, _MAX_BLOCK)

@@ -197,9 +197,7 @@ MESSAGES = {
         timeout_s=seconds,
     ),
     "stack": st.builds(StackQuery, table=names, key=ARRAYS),
-    "stacks": st.builds(
-        Stacks, key=ARRAYS, stack=st.none() | trees, index=st.none() | ARRAYS, held_s=seconds
-    ),
+    "stacks": st.builds(Stacks, key=ARRAYS, stack=st.none() | trees, memory=counts, held_s=seconds),
     "sample": st.builds(
         Sample,
         table=names,
@@ -222,7 +220,8 @@ MESSAGES = {
         path=words.filter(len),
         nbytes=st.integers(1, 2**48 - 1),
         token=ARRAYS,
-        frame=st.dictionaries(
+        memory=counts,
+        columns=st.dictionaries(
             words,
             st.builds(
                 Column,
@@ -968,7 +967,7 @@ FIELDS = {
     "far from all": (
         "stack",
         {"table": "t", "key": an_array(), "zzz": 1},
-        ["'zzz'", "known: key, mapped, table"],
+        ["'zzz'", "known: key, table"],
     ),
     "list for array": ("stack", {"table": "t", "key": [1, 2]}, ["key = (1, 2)", "ndarray"]),
     "bad name": ("stack", {"table": "a b", "key": an_array()}, ["'a b'", "pattern"]),

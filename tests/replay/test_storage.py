@@ -41,6 +41,13 @@ def descriptors():
     return set(os.listdir("/proc/self/fd"))
 
 
+def marks(path):
+    """Return what a memory file says of its floor and its head."""
+    with open(path, "rb") as file:
+        header = file.read(80)
+    return tuple(int.from_bytes(header[at : at + 8], sys.byteorder) for at in (64, 72))
+
+
 def memory_files_mapped():
     gc.collect()
     return Path("/proc/self/maps").read_text().count("memfd:fornix")
@@ -103,6 +110,7 @@ def test_nbytes_is_what_the_arrays_take(signature):
 def test_anonymous_columns_are_not_shared():
     columns = AnonymousColumns(FLAT, CAPACITY)
     columns.raise_floor(5)
+    columns.raise_head(9)
     assert columns.table_map() is None
     columns.close()
     assert not columns.arrays
@@ -170,11 +178,11 @@ class TestShared:
         assert told.nbytes == os.stat(told.path).st_size
         assert told.token.dtype == U1
         assert told.token.shape == (16,)
-        assert list(told.frame) == ["image", "pose.0", "pose.1"]
+        assert list(told.columns) == ["back", "frame.image", "frame.pose.0", "frame.pose.1"]
         end = storage.HEADER_NBYTES
         with open(told.path, "rb") as file:
-            for path, column in told.frame.items():
-                array = columns.arrays[f"frame.{path}"]
+            for name, column in told.columns.items():
+                array = columns.arrays[name]
                 assert (column.shape, column.dtype) == (array.shape, array.dtype.str)
                 assert column.offset % storage.HEADER_NBYTES == 0
                 assert column.offset >= end
@@ -185,15 +193,54 @@ class TestShared:
         assert end <= told.nbytes
         columns.close()
 
+    def test_nothing_else_is_in_the_file(self):
+        columns = SharedColumns(NESTED, CAPACITY)
+        told = columns.table_map()
+        private = set(columns.arrays) - set(told.columns)
+        assert private == {
+            *(set(HEADER_COLUMNS) - {"back"}),
+            "action",
+            "reward",
+            "extras.value",
+            "extras.state",
+        }
+        before = Path(told.path).read_bytes()
+        for name in private:
+            columns.arrays[name][...] = 1
+        assert Path(told.path).read_bytes() == before
+        columns.close()
+
     def test_the_file_begins_as_the_module_says(self):
         columns = SharedColumns(FLAT, CAPACITY)
         columns.raise_floor(2**40 + 3)
+        columns.raise_head(2**41 + 5)
         told = columns.table_map()
         header = Path(told.path).read_bytes()[: storage.HEADER_NBYTES]
-        assert header[:8] == b"fornix\x01\x00"
+        assert header[:8] == b"fornix\x02\x00"
         assert header[8:24] == told.token.tobytes()
         assert int.from_bytes(header[64:72], sys.byteorder) == 2**40 + 3
+        assert int.from_bytes(header[72:80], sys.byteorder) == 2**41 + 5
+        assert not any(header[24:64] + header[80:])
         columns.close()
+
+    def test_a_new_memory_has_no_rows(self):
+        columns = SharedColumns(FLAT, CAPACITY)
+        assert marks(columns.table_map().path) == (0, 0)
+        columns.close()
+
+    def test_a_memory_that_is_closed_says_that_all_is_gone(self):
+        columns = SharedColumns(FLAT, CAPACITY)
+        columns.raise_floor(3)
+        columns.raise_head(12)
+        with open(columns.table_map().path, "rb") as file:
+            held = f"/proc/self/fd/{file.fileno()}"
+            assert marks(held) == (3, 12)
+            columns.close()
+            assert marks(held)[0] == 2**63 - 1
+            columns.raise_floor(5)  # nor does anything bring it back
+            columns.raise_head(14)
+            columns.close()
+            assert marks(held) == (2**63 - 1, 12)
 
     def test_two_tables_have_two_tokens(self):
         first, second = SharedColumns(FLAT, CAPACITY), SharedColumns(FLAT, CAPACITY)
@@ -207,7 +254,7 @@ class TestShared:
         floors = []
         for number in (-5, 0, 7, 3, 8):
             columns.raise_floor(number)
-            floors.append(int.from_bytes(Path(path).read_bytes()[64:72], sys.byteorder))
+            floors.append(marks(path)[0])
         assert floors == [0, 0, 7, 7, 8]
         columns.close()
 
