@@ -36,8 +36,7 @@ from workloads import (
     TABLE,
     WORKLOADS,
     BackgroundWriter,
-    Chunks,
-    Lanes,
+    Rows,
     Workload,
     a_server,
     draw,
@@ -145,10 +144,10 @@ def measure_write(options: argparse.Namespace) -> Figures:
 
 def write_rate(workload: Workload, memory: Any, options: argparse.Namespace) -> Figures:
     with a_server("ipc", workload) as address, Client.connect(address, memory=memory) as client:
-        lanes = Lanes(workload, client.open_writer(TABLE, "lanes", LANES))
-        chunks = Chunks(workload, client.open_writer(TABLE, "chunks", LANES))
+        each = Rows(client, workload, "each")
+        many = Rows(client, workload, "many", at_once=10)
         rounds = [
-            (steps_per_s(lanes.write, options.seconds), steps_per_s(chunks.write, options.seconds))
+            (each.steps_per_s(options.seconds), many.steps_per_s(options.seconds))
             for _ in range(options.rounds)
         ]
     with_stacks, appended = (list(values) for values in zip(*rounds, strict=True))
@@ -156,13 +155,6 @@ def write_rate(workload: Workload, memory: Any, options: argparse.Namespace) -> 
         "steps_per_s_with_stacks": spread(with_stacks, 0),
         "steps_per_s_appended": spread(appended, 0),
     }
-
-
-def steps_per_s(write: Callable[[], int], seconds: float) -> float:
-    steps, began = 0, time.perf_counter()
-    while (spent := time.perf_counter() - began) < seconds:
-        steps += write()
-    return steps / spent
 
 
 # query --------------------------------------------------------------------------------------------
@@ -178,11 +170,11 @@ def measure_query(options: argparse.Namespace) -> Figures:
         Client.connect(address, memory="socket") as socket,
     ):
         lanes = {
-            name: Lanes(workload, client.open_writer(TABLE, name, QUERY_LANES))
+            name: Rows(client, workload, name, QUERY_LANES)
             for name, client in (("mapped", mapped), ("socket", socket))
         }
-        keys = lanes["socket"].writer.observe(lanes["socket"].steps[0]).result().key
-        lanes["socket"].writer.observe(lanes["socket"].steps[-1]).result()
+        rows = Rows(socket, workload, "keys", QUERY_LANES)
+        keys = [rows.writer.observe(steps).result().key for steps in rows.requests[:10]][-1]
         query = Echo(f"ipc://{folder}/e", StackQuery(table=TABLE, key=keys), socket.stacks(TABLE, keys))
         observe = observe_echo(f"ipc://{folder}/e", workload, socket.stacks(TABLE, keys))
         actions: dict[str, Callable[[], object]] = {
@@ -396,13 +388,13 @@ def write_in_threads(address: str, number: str, threads: str, seconds: str) -> N
     def write(at: int) -> None:
         with Client.connect(address, memory="mapped") as client:
             workload = WORKLOADS["vector"]
-            lanes = Lanes(workload, client.open_writer(TABLE, f"{number}.{at}", QUERY_LANES))
-            lanes.write()
+            rows = Rows(client, workload, f"{number}.{at}", QUERY_LANES)
+            rows.write()
             ready.wait()
             go.wait()
             end = time.perf_counter() + float(seconds)
             while time.perf_counter() < end:
-                written[at] += lanes.write()
+                written[at] += rows.write()
 
     running = [threading.Thread(target=write, args=(at,)) for at in range(int(threads))]
     for one in running:
@@ -433,7 +425,7 @@ def start_s() -> float:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
             with Client.connect(address, give_up_after_s=60.0) as client:
                 client.create_table(TABLE, workload.spec())
-                Lanes(workload, client.open_writer(TABLE, "w", QUERY_LANES)).write()
+                Rows(client, workload, "w", QUERY_LANES).write()
             taken = time.perf_counter() - began
             server.kill()
     return taken

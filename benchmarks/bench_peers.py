@@ -2,9 +2,15 @@
 
 Every system holds as many steps of the same two workloads, and all are measured in turn, in rounds; the
 figures that count are the medians of the rounds' ratios. Reverb's server, writer and sampler are processes
-of their own, and so are fornix's; cpprb and TorchRL are buffers inside the process that samples, which
-hold each stack as a copy. Each peer has the best of the settings that its driver has tried
-(`benchmarks/peers/peer_*.py --explore` tries them again); they run in an environment of their own.
+of their own, and so are fornix's; cpprb and TorchRL are buffers inside the process that samples. Each peer
+has the best of the settings that its driver has tried (`benchmarks/peers/peer_*.py --explore` tries them
+again), and Reverb and cpprb a plain form beside it:
+
+    reverb          each item a copy of all its frames, packed by hand into one column of bytes: its fastest
+    reverb-frames   items refer to frames that are stored once, as in fornix
+    cpprb           each stack a copy, as its own examples have it
+    cpprb-windows   each transition a copy of the frames of both stacks once: its fastest
+    torchrl         its fastest form
 """
 
 import argparse
@@ -19,17 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_engine import steps_per_s
 from workloads import (
     BATCH_SIZE,
     IN_FLIGHT,
-    LANES,
     PER_REQUEST,
     TABLE,
     WORKLOADS,
     BackgroundWriter,
-    Chunks,
-    Lanes,
+    Rows,
     Workload,
     a_server,
     draw,
@@ -41,8 +44,15 @@ from fornix.commands.shared import write_json
 from fornix.replay import Client
 
 PEERS = Path(__file__).parent / "peers"
-DRIVERS = {name: PEERS / f"peer_{name}.py" for name in ("reverb", "cpprb", "torchrl")}
-IN_PROCESS = ("cpprb", "torchrl")
+#: The script of each peer's driver, and its settings where they aren't the best.
+DRIVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "reverb": ("peer_reverb.py", {}),
+    "reverb-frames": ("peer_reverb.py", {"form": "frames", "writer": "trajectory"}),
+    "cpprb": ("peer_cpprb.py", {"form": "copies"}),
+    "cpprb-windows": ("peer_cpprb.py", {}),
+    "torchrl": ("peer_torchrl.py", {}),
+}
+SERVERS = ("reverb", "reverb-frames")
 
 Measure = Callable[[float], float]
 Rates = dict[str, list[float]]
@@ -60,18 +70,24 @@ class Figure:
 
 
 FIGURES = [
-    Figure("vector", "uniform, mapped", "reverb", "sample_uniform", 20),
-    Figure("vector", "uniform while writing, mapped", "reverb", "sample_uniform_while_writing", 20),
-    Figure("vector", "uniform, tcp", "reverb", "sample_uniform", 8),
-    Figure("vector", "uniform while writing, tcp", "reverb", "sample_uniform_while_writing", 8),
-    Figure("pixels", "uniform, mapped", "reverb", "sample_uniform", 10),
-    Figure("pixels", "uniform while writing, mapped", "reverb", "sample_uniform_while_writing", 10),
-    Figure("pixels", "uniform, tcp", "reverb", "sample_uniform", 3),
-    Figure("pixels", "uniform while writing, tcp", "reverb", "sample_uniform_while_writing", 3),
-    Figure("vector", "prioritized, mapped", "reverb", "sample_prioritized", 15),
-    Figure("vector", "steps written, stack for each", "reverb", "write", 4),
-    Figure("pixels", "steps written, stack for each", "reverb", "write", 2),
-    Figure("vector", "steps appended", "reverb", "write", 10),
+    *(
+        Figure(workload, ours, peer, theirs, reach)
+        for peer in SERVERS
+        for workload, ours, theirs, reach in (
+            ("vector", "uniform, mapped", "sample_uniform", 20),
+            ("vector", "uniform while writing, mapped", "sample_uniform_while_writing", 20),
+            ("vector", "uniform, tcp", "sample_uniform", 8),
+            ("vector", "uniform while writing, tcp", "sample_uniform_while_writing", 8),
+            ("pixels", "uniform, mapped", "sample_uniform", 10),
+            ("pixels", "uniform while writing, mapped", "sample_uniform_while_writing", 10),
+            ("pixels", "uniform, tcp", "sample_uniform", 3),
+            ("pixels", "uniform while writing, tcp", "sample_uniform_while_writing", 3),
+            ("vector", "prioritized, mapped", "sample_prioritized", 15),
+            ("vector", "steps written, stack for each", "write", 4),
+            ("pixels", "steps written, stack for each", "write", 2),
+            ("vector", "steps appended", "write", 10),
+        )
+    ),
     Figure("vector", "uniform, mapped", "cpprb", "sample_uniform", 1),
     Figure("vector", "prioritized, mapped", "cpprb", "sample_prioritized", 0.5),
 ]
@@ -94,8 +110,9 @@ class Peer:
     """A driver in the peers' environment."""
 
     def __init__(self, python: str, name: str, workload: Workload) -> None:
-        command = [python, str(DRIVERS[name]), "--workload", workload.name]
-        command += ["--capacity", str(workload.capacity_steps)]
+        script, settings = DRIVERS[name]
+        command = [python, str(PEERS / script), "--workload", workload.name]
+        command += ["--capacity", str(workload.capacity_steps), "--settings", json.dumps(settings)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -150,11 +167,9 @@ def fornix(workload: Workload) -> Iterator[dict[str, Measure]]:
 
 
 def writing(client: Client, workload: Workload) -> dict[str, Measure]:
-    lanes = Lanes(workload, client.open_writer(TABLE, "lanes", LANES))
-    chunks = Chunks(workload, client.open_writer(TABLE, "chunks", LANES))
     return {
-        "steps written, stack for each": lambda seconds: steps_per_s(lanes.write, seconds),
-        "steps appended": lambda seconds: steps_per_s(chunks.write, seconds),
+        "steps written, stack for each": Rows(client, workload, "each").steps_per_s,
+        "steps appended": Rows(client, workload, "many", at_once=10).steps_per_s,
     }
 
 
@@ -206,7 +221,7 @@ def one_round(
     """Yield the name and the rate of each measure, those of one kind one after the other."""
     kinds = {
         "uniform,": ("sample_uniform", DRIVERS),
-        "uniform while": ("sample_uniform_while_writing", ("reverb",)),
+        "uniform while": ("sample_uniform_while_writing", SERVERS),
         "prioritized": ("sample_prioritized", DRIVERS),
         "steps": ("write", DRIVERS),
     }
@@ -237,8 +252,8 @@ def memory_lines(found: dict[str, Any]) -> list[str]:
     lines = []
     for name, workload in WORKLOADS.items():
         ours = workload.capacity_steps * workload.signature.frame_nbytes
-        for peer in IN_PROCESS:
-            theirs = found[name]["peers"][peer]["memory_bytes"]
+        for peer, ready in found[name]["peers"].items():
+            theirs = ready["memory_bytes"]
             lines.append(
                 f"{name}: {peer} takes {theirs / 1e6:,.0f} MB for {workload.capacity_steps:,} steps, "
                 f"whose frames are {ours / 1e6:,.0f} MB in fornix ({theirs / ours:.1f} times)"

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common.messages import SamplerSpec
-from fornix.replay import ArraySpec, Client, Prefetch, Signature, Steps, TableSpec, Writer
+from fornix.replay import ArraySpec, Client, Prefetch, Signature, Steps, TableSpec
 from fornix.replay.role import serve
 
 BATCH_SIZE, IN_FLIGHT, EPISODE_STEPS, LANES = 256, 2, 50, 40
@@ -72,44 +72,56 @@ def episode(workload: Workload, lanes: int) -> list[Steps]:
     ]
 
 
-class Lanes:
-    """A writer whose lanes step together, one episode after another; one request at a time."""
+class Rows:
+    """A writer whose lanes step together, one episode after another; one request at a time.
 
-    def __init__(self, workload: Workload, writer: Writer) -> None:
-        self.writer = writer
-        self.steps = episode(workload, writer.lanes)
-        self._cycle = itertools.cycle(self.steps)
+    Args:
+        client: to write with.
+        workload: that says what.
+        name: of the writer.
+        lanes: that it has.
+        at_once: steps of each lane in a request; if there are several, no stacks are asked for.
+    """
+
+    def __init__(
+        self, client: Client, workload: Workload, name: str, lanes: int = LANES, at_once: int = 1
+    ) -> None:
+        self._client, self._name = client, name
+        parts = episode(workload, lanes)
+        self.requests = [
+            sum(parts[at + 1 : at + at_once], parts[at]) for at in range(0, EPISODE_STEPS, at_once)
+        ]
+        self._stacks = at_once == 1
+        self._lanes = lanes
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin new episodes: the open ones may have slept while others turned the ring."""
+        self.writer = self._client.open_writer(TABLE, self._name, self._lanes)
+        self._cycle = itertools.cycle(self.requests)
 
     def write(self) -> int:
-        """Write one step of every lane, wait for the stacks, and return how many steps that were."""
-        stacks = self.writer.observe(next(self._cycle)).result()
-        assert len(stacks.stack) == self.writer.lanes
-        return self.writer.lanes
-
-
-class Chunks:
-    """A writer that appends `steps` steps of each lane in one request, and asks for no stacks."""
-
-    def __init__(self, workload: Workload, writer: Writer, steps: int = 10) -> None:
-        self.writer = writer
-        parts = episode(workload, writer.lanes)
-        self._cycle = itertools.cycle(
-            [sum(parts[at + 1 : at + steps], parts[at]) for at in range(0, EPISODE_STEPS, steps)]
-        )
-
-    def write(self) -> int:
-        """Append, wait until it is acknowledged, and return how many steps that were."""
+        """Write, wait for the answer, and return how many steps that were."""
         rows = next(self._cycle)
-        self.writer.observe(rows, stacks=False).result()
+        answer = self.writer.observe(rows, stacks=self._stacks).result()
+        assert len(answer.key) == self._lanes
+        assert (answer.stack is not None) == self._stacks
         return len(rows.lane)
+
+    def steps_per_s(self, seconds: float) -> float:
+        """Return how many steps a second it writes."""
+        self.begin()
+        steps, began = 0, time.perf_counter()
+        while (spent := time.perf_counter() - began) < seconds:
+            steps += self.write()
+        return steps / spent
 
 
 def fill(client: Client, workload: Workload, steps: int | None = None) -> None:
     """Append steps until the ring is full, or has turned by as much as is asked."""
-    chunks = Chunks(workload, client.open_writer(TABLE, "filler", LANES))
-    written = 0
+    rows, written = Rows(client, workload, "filler", at_once=10), 0
     while written < (steps or workload.capacity_steps):
-        written += chunks.write()
+        written += rows.write()
 
 
 def draw(batches: Prefetch[Any], seconds: float, after: Callable[[Any], None] | None = None) -> float:
@@ -189,11 +201,12 @@ def _write_in_background(
     address: str, workload: Workload, memory: Any, go: Any, ready: Any, steps: Any
 ) -> None:
     with Client.connect(address, memory=memory, give_up_after_s=30.0) as client:
-        lanes = Lanes(workload, client.open_writer(TABLE, "background", LANES))
-        lanes.write()
+        rows = Rows(client, workload, "background")
         ready.set()
         while go.wait():
-            steps.value += lanes.write()
+            rows.begin()
+            while go.is_set():
+                steps.value += rows.write()
 
 
 def spread(values: list[float], digits: int = 3) -> dict[str, float]:

@@ -118,6 +118,10 @@ FrameSpec = Annotated[Any, BeforeValidator(_frame)]
 REWARD = ArraySpec(shape=(), dtype="<f4")
 
 
+def _arrays(frames: Mapping[str, Any]) -> str:
+    return "one array, without a name" if frames.keys() == {""} else f"the arrays {sorted(frames)}"
+
+
 def frame_name(path: str) -> str:
     """Return what an array of a frame is called where it stands beside other arrays."""
     return f"frame.{path}" if path else "frame"
@@ -171,8 +175,7 @@ class Signature(BaseModel):
         """Raise InvalidRequestError unless `frames` are all arrays of `rows` frames, by path."""
         if frames.keys() != self.frames.keys():
             raise InvalidRequestError(
-                f"a frame has the arrays {sorted(map(frame_name, frames))}; the table takes "
-                f"{sorted(map(frame_name, self.frames))}; send just these"
+                f"a frame has {_arrays(frames)}; the table takes {_arrays(self.frames)}; send just that"
             )
         for path, spec in self.frames.items():
             spec.check(frame_name(path), frames[path], rows)

@@ -112,11 +112,16 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         """Return the next batch; see the class for its lifetime and the errors."""
         if self._closed:
             raise StopIteration
-        if not self._parts:
-            self._take_answer()
-        self._count()
-        lease, request, part = self._parts[0]
-        drawn: DrawnT = self._fetch.drawn(request, part, self._sets[self._handed % len(self._sets)])
+        self._silent = False
+        try:
+            if not self._parts:
+                self._take_answer()
+            self._count()
+            lease, request, part = self._parts[0]
+            drawn: DrawnT = self._fetch.drawn(request, part, self._sets[self._handed % len(self._sets)])
+        except UnreachableError:
+            self._silent = True
+            raise
         self._parts.popleft()
         self._handed += 1
         if self._request.session:
@@ -170,12 +175,7 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         lease, request, pending = self._flights[0]
         while self._held and not pending.done(_LOOK_S):
             self._tell()
-        self._silent = False
-        try:
-            batch = pending.result()
-        except UnreachableError:
-            self._silent = True
-            raise
+        batch = pending.result()
         self._flights.popleft()
         if request.batch_size == self._batch_size:
             self._parts.append(_Part(lease, request, batch))

@@ -1,15 +1,15 @@
 """TorchRL's driver: two buffers in this process.
 
-torchrl 0.14.1 is compiled for a newer torch than 2.13.0, and no release of it is for that one. Its shared
+torchrl 0.14.1 is compiled for a newer torch than 2.13.0, and none from 0.12.0 on for that one. Its shared
 object looks for one function in vain, which the trees of priorities don't call: so symbols are bound when
 they are called, and not before.
 
 What --explore tried, on two noisy cores (best of two rounds, in thousand samples/s uniformly, of vector and
 pixels): "record" 540 and 100, "window" 480 and 36, "copies" 310 and 24, each with one thread; "record" with
-two 790 and 260. A gather goes value by value, so rows of int64 win, the more so over bytes. LazyMemmapStorage
-comes to the same as LazyTensorStorage, and prefetching to less. Two threads spin while one waits for the
-other, and fall to 15 when another process has one of the cores. With GOMP_SPINCOUNT at 1000 they don't, and
-keep most of what they gain (640 and 180, the best of three rounds).
+two 790 and 260. A gather goes value by value, so rows of int64 win, the more so over bytes. With
+LazyMemmapStorage it comes to the same as with LazyTensorStorage, and with prefetching to less. Two threads
+spin while one waits for the other, and fall to 15 when another process has one of the cores. With
+GOMP_SPINCOUNT at 1000 they don't, and keep most of what they gain (640 and 180, the best of three rounds).
 """
 # ruff: noqa: E402 - how shared objects are bound has to be said before torchrl is imported
 

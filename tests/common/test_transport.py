@@ -93,6 +93,21 @@ def test_a_request_is_answered(ipc_address):
         assert way.reconnects == 0
 
 
+def test_a_poll_may_wait_for_a_while(ipc_address):
+    answered = threading.Event()
+
+    def answer(_, __, number, ___):
+        return done(number) if answered.wait(10) else None
+
+    with Peer(ipc_address, answer), a_transport(ipc_address) as way:
+        number = way.send(InfoQuery())
+        assert way.poll(number) is None
+        assert way.poll(number, 0.05) is None
+        answered.set()
+        assert way.poll(number, 10.0) == Done()
+        assert way.reconnects == 0
+
+
 @pytest.mark.parametrize("dropped", [1, 2])
 def test_a_request_whose_reply_was_lost_is_sent_again_through_a_new_socket(ipc_address, dropped):
     def answer(count, _, number, __):

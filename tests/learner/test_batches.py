@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from fornix.common.config import LearnerConfig
-from fornix.common.errors import InvalidRequestError, SignatureError
+from fornix.common.errors import InvalidRequestError, SignatureError, WaitTimeoutError
 from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
 from fornix.learner.batches import LocalBatches, PrefetchedBatches
@@ -33,13 +34,14 @@ def create(client, min_size=1, signature=SIGNATURE):
     client.create_table(TABLE, spec)
 
 
-def write(client, turns=8):
-    """Write one truncated episode of each lane, whose frames count the turns."""
+def write(client, turns=8, stop=None):
+    """Write one truncated episode of each lane, whose frames count the turns, unless it is to stop."""
     writer = client.open_writer(TABLE, "actor-0.0", LANES)
     lanes = np.arange(LANES)
     steps = Steps.first(SIGNATURE, lanes, frames(0))
     for turn in range(1, turns + 1):
-        writer.observe(steps).result()
+        if not observe(writer, steps, stop):
+            return
         over = np.full(LANES, turn == turns)
         steps = Steps.after_actions(
             lanes,
@@ -49,7 +51,18 @@ def write(client, turns=8):
             np.zeros(LANES, np.bool_),
             over,
         )
-    writer.observe(steps).result()
+    observe(writer, steps, stop)
+
+
+def observe(writer, steps, stop):
+    """Write steps, however long the limiter holds them back; return whether that was before the stop."""
+    pending = writer.observe(steps, timeout_s=0.1)
+    while stop is None or not stop.is_set():
+        with contextlib.suppress(WaitTimeoutError):
+            pending.result()
+            return True
+        pending.send_again()
+    return False
 
 
 def frames(turn):
@@ -196,6 +209,68 @@ def test_what_was_fetched_and_not_got_is_given_back(ipc_address, serve, wait_unt
         table = client.info().tables[TABLE]
         assert table["samples"] == 5 * CONFIG.batch_size
         assert table["leased"] == 0
+
+
+def test_what_waits_for_the_trainer_is_leased(ipc_address, serve, wait_until):
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        create(client)
+        write(client)
+        with prefetching(ipc_address) as source:
+            for _ in range(5):
+                get(source)
+
+            def told():
+                table = client.info().tables[TABLE]
+                return table["samples"] / CONFIG.batch_size, table["leased"] / CONFIG.batch_size
+
+            # four used up; the fifth, two that are ready, one at hand, and one on its way
+            wait_until(lambda: told() == (4, 5), "all that it may fetch")
+        assert told() == (5, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16, 256])
+def test_nobody_waits_for_ever_at_the_tightest_limiter(batch_size, ipc_address, serve):
+    """A batch is many times what lies between the limiter's bounds: none may be held back."""
+    stop = threading.Event()
+
+    def act():
+        with Client.connect(ipc_address) as other:
+            while not stop.is_set():
+                write(other, stop=stop)
+
+    limiter = LimiterSpec(min_size=1, samples_per_insert=4.0, error_buffer_inserts=1.0)
+    config = CONFIG.model_copy(update={"batch_size": batch_size})
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        client.create_table(TABLE, TableSpec(signature=SIGNATURE, capacity_steps=1000, limiter=limiter))
+        actor = threading.Thread(target=act)
+        actor.start()
+        source = PrefetchedBatches(ipc_address, TABLE, SIGNATURE, config)
+        try:
+            for _ in range(50):
+                assert len(get(source).reward) == batch_size
+        finally:
+            stop.set()
+            source.close()
+            actor.join()
+        table = client.info().tables[TABLE]
+        assert (table["samples"], table["leased"]) == (50 * batch_size, 0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "path"), [("auto", "mapped"), ("mapped", "mapped"), ("socket", "socket")]
+)
+def test_frames_come_the_way_that_is_asked_for(memory, path, ipc_address, serve, wait_until):
+    service = ReplayService(time.monotonic, seed=0, share=True)
+    with serve(ipc_address, service), Client.connect(ipc_address) as client:
+        create(client)
+        write(client)
+        with prefetching(ipc_address, memory=memory) as source:
+
+            def ways():
+                check(get(source))
+                return {reader["memory"] for reader in client.info().tables[TABLE]["readers"].values()}
+
+            wait_until(lambda: ways() == {path}, "the way")
 
 
 def test_it_says_what_it_waits_for_until_data_comes(ipc_address, serve, wait_until):

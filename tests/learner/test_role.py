@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fornix.common.config import RunConfig
-from fornix.common.errors import CheckpointError, ConfigurationError
+from fornix.common.errors import CheckpointError, ConfigurationError, FornixError
 from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
 from fornix.learner.checkpoints import folder
@@ -14,18 +14,32 @@ from fornix.learner.role import learn
 from fornix.replay.client import Client
 
 
-def config(address):
-    sections = {"replay": {"address": address, "n_frames": 4}, "weights": {"addresses": [address + "w"]}}
+def config(address, **replay):
+    sections = {
+        "replay": {"address": address, "n_frames": 4} | replay,
+        "weights": {"addresses": [address + "w"]},
+    }
     return RunConfig.model_validate(sections)
 
 
-def test_other_stacks_than_the_tables_are_refused(ipc_address, serve, tmp_path):
+def create(client, n_frames):
     signature = Signature(
-        frame=ArraySpec.of((2,), np.uint8), action=ArraySpec.of((), np.int32, n_values=4), n_frames=3
+        frame=ArraySpec.of((2,), np.uint8), action=ArraySpec.of((), np.int32, n_values=4), n_frames=n_frames
     )
+    limiter = LimiterSpec(min_size=1)
+    client.create_table("shared", TableSpec(signature=signature, capacity_steps=1000, limiter=limiter))
+
+
+def test_a_memory_that_is_to_be_mapped_and_cannot_be_is_refused(ipc_address, serve, tmp_path):
     with serve(ipc_address), Client.connect(ipc_address) as client:
-        limiter = LimiterSpec(min_size=1)
-        client.create_table("shared", TableSpec(signature=signature, capacity_steps=1000, limiter=limiter))
+        create(client, n_frames=4)
+        with pytest.raises(FornixError, match="shares none"):
+            learn(config(ipc_address, memory="mapped"), tmp_path, 0, False, threading.Event())
+
+
+def test_other_stacks_than_the_tables_are_refused(ipc_address, serve, tmp_path):
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        create(client, n_frames=3)
         with pytest.raises(ConfigurationError, match=r"replay.n_frames = 4 .* n_frames = 3"):
             learn(config(ipc_address), tmp_path, 0, False, threading.Event())
 

@@ -73,17 +73,14 @@ def a_table_on(memory, capacity, n_frames, sampler=None, seed=0, limiter=None):
     return Table(made, memory, np.random.default_rng(seed))
 
 
-def leaf(spec, value, at=0):
-    """Return an array that no other value (up to 99,999) or place has; zeros, as padding has, for None."""
-    items = np.arange(int(np.prod(spec.shape)))
-    flat = 0 * items if value is None else (value + 1 + 100_000 * at) * (-1) ** items
-    return flat.reshape(spec.shape).astype(spec.dtype)
-
-
 def column(spec, values, at=0):
-    """Return the arrays of many values, [len(values), *shape]."""
-    made = [leaf(spec, value, at) for value in values]
-    return np.array(made, spec.dtype).reshape(len(made), *spec.shape)
+    """Return an array for each value, [len(values), *shape]; zeros, as padding has, for None.
+
+    No other value (up to 99,999) or place `at` has the same, and none looks like padding.
+    """
+    signs = (-1) ** np.arange(int(np.prod(spec.shape)))
+    numbers = np.array([0 if value is None else value + 1 + 100_000 * at for value in values], np.int64)
+    return (numbers[:, None] * signs).reshape(len(values), *spec.shape).astype(spec.dtype)
 
 
 def frames_of(like, values):
@@ -96,11 +93,11 @@ def extras_of(like, values):
     return {name: column(spec, values, 20 + at) for at, (name, spec) in enumerate(like.extras.items())}
 
 
-def action_of(spec, value):
-    """Return the action of a value: the value itself where that is enough, zeros for None."""
-    if spec.shape == ():
-        return np.array(value or 0, spec.dtype)
-    return leaf(spec, value, at=40)
+def actions_of(like, values):
+    """Return the actions of values: the values themselves where that is enough, zeros for None."""
+    if like.action.shape == ():
+        return np.array([value or 0 for value in values], like.action.dtype)
+    return column(like.action, values, at=40)
 
 
 def frame(value):
@@ -118,8 +115,7 @@ def observe(sequence, rows, *, writer="w", incarnation=1, table="t", like=None, 
     lanes, kinds, values = zip(*rows, strict=True) if rows else ((), (), ())
     step_type = np.array([kind for kind, _ in kinds], np.uint8)
     acted = step_type != FIRST
-    actions = np.array([action_of(like.action, value) for value in values], like.action.dtype)
-    actions = actions.reshape(len(rows), *like.action.shape)
+    actions = actions_of(like, values)
     actions[~acted] = -999
     fields = {
         "table": table,

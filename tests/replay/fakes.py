@@ -145,7 +145,8 @@ def sequences(index, length, *, key=None, **changes):
 
 def table_map(number, frames):
     columns = {
-        frame_name(path): Column(offset=8192, shape=a.shape, dtype=a.dtype.str) for path, a in frames.items()
+        frame_name(path): Column(offset=8192, shape=a.shape, dtype=a.dtype.str)
+        for path, a in frames.items()
     }
     rows = len(next(iter(frames.values()))) - 1
     return TableMap(

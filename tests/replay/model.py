@@ -12,7 +12,7 @@ import pytest
 
 from fornix.common.messages import FIRST, LAST, Sequence, Transition
 
-from .builders import action_of, extras_of, frames_of
+from .builders import actions_of, extras_of, frames_of
 
 UNITS_KEPT = 4
 
@@ -347,7 +347,7 @@ class StartsModel:
         }
         if isinstance(self.unit, Transition):
             return found | {
-                "action": action_of(like.action, after[0].value),
+                "action": actions_of(like, [after[0].value])[0],
                 "reward": sum(discount**at * reward for at, reward in enumerate(rewards)),
                 "discount": 0.0 if last.terminated else discount ** len(after),
                 "policy_version": after[0].policy_version,
@@ -356,7 +356,7 @@ class StartsModel:
             }
         discounts = [0.0 if one.terminated else discount for one in after]
         return found | {
-            "action": [action_of(like.action, value) for value in [one.value for one in after] + missing],
+            "action": actions_of(like, [one.value for one in after] + missing),
             "reward": rewards + [0.0] * len(missing),
             "discount": discounts + [0.0] * len(missing),
             "policy_version": [one.policy_version for one in after] + [0] * len(missing),

@@ -249,12 +249,24 @@ def test_new_limits_release_who_waits_to_sample():
     assert isinstance(desk.answers[waits], Batch)
 
 
-def test_a_table_is_found_again_by_the_limits_that_it_has_now():
+def test_a_table_is_found_again_by_what_it_was_created_as():
     desk = a_desk()
     desk.ask(SetLimiter(table="t", limiter=RATIO))
-    assert desk.ask(CreateTable(table="t", spec=spec(limiter=RATIO))) == TableCreated(created=False)
-    assert "samples_per_insert=4.0" in desk.refusal(CreateTable(table="t", spec=spec()), SignatureError)
     assert desk.ask(ListTables()).tables["t"].limiter == RATIO
+    assert desk.ask(CreateTable(table="t", spec=spec())) == TableCreated(created=False)
+    assert desk.ask(ListTables()).tables["t"].limiter == RATIO
+    message = desk.refusal(CreateTable(table="t", spec=spec(limiter=RATIO)), SignatureError)
+    assert "limiter: the table has LimiterSpec(min_size=1, samples_per_insert=None" in message
+
+
+def test_limits_must_fit_what_a_table_holds_at_any_time():
+    """From 256 steps on, the tail of a ring moves ahead, in blocks: here of two."""
+    desk = Desk()
+    fits, too_many = (spec(512, limiter=LimiterSpec(min_size=size)) for size in (508, 509))
+    message = desk.refusal(CreateTable(table="t", spec=too_many))
+    assert "min_size 509 is more than the 508 steps that the table holds" in message
+    assert desk.ask(CreateTable(table="t", spec=fits)) == TableCreated(created=True)
+    assert "min_size 509 is more" in desk.refusal(SetLimiter(table="t", limiter=LimiterSpec(min_size=509)))
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,8 @@ def test_a_refill_is_charged_to_nobody():
     assert isinstance(desk.ask(leased(1, 2, refill=True)), Batch)
     assert isinstance(desk.ask(sample(2, refill=True)), Batch)
     assert counts(desk) == (0, 5)
+    desk.clock.now += 1.0
+    assert desk.table()["samples_per_s"] == 5.0
 
 
 def test_a_refill_goes_ahead_though_the_limiter_is_closed_and_others_wait():

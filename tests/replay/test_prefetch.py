@@ -80,6 +80,32 @@ def test_batches_come_in_order_and_as_many_are_in_flight_as_asked_for(server):
     assert iter(batches) is batches
 
 
+def test_one_request_may_bring_several_batches(server):
+    def sample(request):
+        rows = np.arange(request.batch_size)
+        return batch(
+            [[at, at + 1, at + 2] for at in rows],
+            key=10 * request.lease + rows,
+            frame=ramp(9, begin=1000 * request.lease),
+            weight=(rows + 1).astype(np.float32) / len(rows),
+        )
+
+    server.on[Sample] = sample
+    batches = prefetch(server, per_request=3, keep=2)
+    for at in range(9):
+        drawn = next(batches)
+        lease, low = at // 3 + 1, at % 3 * 2
+        assert drawn.key.tolist() == [10 * lease + low, 10 * lease + low + 1]
+        assert drawn.window[:, 0, 0].tolist() == [1000 * lease + low, 1000 * lease + low + 1]
+        assert drawn.weight.tolist() == pytest.approx([(low + 1) / (low + 2), 1.0])  # the batch's own
+    assert [request.batch_size for request in server.transport.requests(Sample)] == [6] * 4
+    assert leases(server) == [1, 2, 3, 4]
+    assert said(server) == [0, 0, 1, 2]  # a lease is consumed when all of it is
+    batches.close()
+    (last,) = server.transport.requests(Consume)
+    assert last.consumed == 3
+
+
 @pytest.mark.parametrize("keep", [1, 2, 4])
 def test_a_batch_is_consumed_once_the_next_is_asked_for_however_long_it_stays(server, keep):
     batches = prefetch(server, keep=keep)
@@ -336,7 +362,7 @@ def test_closing_survives_a_refusal_and_happens_at_the_end_of_a_with_block(serve
     assert len(server.transport.requests(Consume)) == 1
 
 
-@pytest.mark.parametrize("options", [{"in_flight": 0}, {"keep": 0}])
+@pytest.mark.parametrize("options", [{"in_flight": 0}, {"keep": 0}, {"per_request": 0}])
 def test_numbers_below_one_are_refused(server, options):
     with pytest.raises(InvalidRequestError, match="at least 1"):
         prefetch(server, **options)
@@ -424,16 +450,21 @@ def pass_time(service, clock, seconds):
             transport._replies[number] = reply
 
 
+@pytest.mark.parametrize("per_request", [1, 3])
 @pytest.mark.parametrize("in_flight", [1, 2, 4])
 @pytest.mark.parametrize("keep", [1, 2, 4])
-def test_requests_that_wait_in_vain_bring_nothing_to_a_halt(keep, in_flight):
-    """One that is sent again is behind the others in the server's line: they are let through before it."""
+def test_requests_that_wait_in_vain_bring_nothing_to_a_halt(keep, in_flight, per_request):
+    """One that is sent again is behind the others in the server's line: they may be let through before it.
+
+    Their batches are leased, and more than lies between the bounds.
+    """
     clock = Clock()
     service = ReplayService(clock, seed=0)
     writing, reading = Client(LocalTransport(service)), Client(LocalTransport(service))
-    writing.create_table("t", spec(limiter=TIGHTEST))
+    writing.create_table("t", spec(limiter=LimiterSpec.ratio(1.0, 2.0)))
     writer = writing.open_writer("t", "w", 1)
-    batches = reading.batches("t", 8, keep=keep, in_flight=in_flight, timeout_s=0.5)
+    options = {"keep": keep, "in_flight": in_flight, "per_request": per_request}
+    batches = reading.batches("t", 8, timeout_s=0.5, **options)
     pending, drawn = writer.observe(a_step(F)), 0
     for _ in range(400):
         pass_time(service, clock, 0.1)
@@ -457,15 +488,20 @@ def draw(batches, count):
 
 
 @pytest.mark.parametrize("timeout_s", [0.002, 1.0])
-@pytest.mark.parametrize("in_flight", [1, 2, 4])
-@pytest.mark.parametrize("keep", [1, 2, 4])
-def test_nobody_waits_for_ever_at_the_tightest_limiter(keep, in_flight, timeout_s, ipc_address, serve):
+@pytest.mark.parametrize(
+    ("keep", "in_flight", "per_request"),
+    [*itertools.product([1, 2, 4], [1, 2, 4], [1]), (1, 2, 3), (4, 4, 3)],
+)
+def test_nobody_waits_for_ever_at_the_tightest_limiter(
+    keep, in_flight, per_request, timeout_s, ipc_address, serve
+):
     """A batch is several times what lies between the bounds, so only one can be leased at a time."""
+    options = {"keep": keep, "in_flight": in_flight, "per_request": per_request}
     with serve(ipc_address), Client.connect(ipc_address, name="reader") as client:
         client.create_table("t", spec(limiter=TIGHTEST))
         with (
             a_writer(ipc_address, threading.Event()),
-            client.batches("t", 8, keep=keep, in_flight=in_flight, timeout_s=timeout_s) as batches,
+            client.batches("t", 8, timeout_s=timeout_s, **options) as batches,
         ):
             draw(batches, 30)
         table = client.info().tables["t"]

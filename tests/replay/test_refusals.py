@@ -266,7 +266,7 @@ BAD = {
     "a frame of several arrays": (
         observe(3, [(0, M, 2)], frame={"a": np.zeros((1, 2), np.int32)}),
         InvalidRequestError,
-        ["frame.a", "the table takes ['frame']"],
+        ["has the arrays ['a']; the table takes one array, without a name; send just that"],
     ),
 }
 

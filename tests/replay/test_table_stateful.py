@@ -19,6 +19,7 @@ class TablesAgainstModel(RuleBasedStateMachine):
     """Does the same to a memory with its tables and to the model, and compares all that either says."""
 
     capacities = range(8, 41)
+    most_requests = 12
 
     @initialize(seed=st.integers(0, 2**32), tables=st.integers(1, 3))
     def begin(self, seed, tables):
@@ -73,7 +74,7 @@ class TablesAgainstModel(RuleBasedStateMachine):
         most=st.sampled_from([0.05, 0.2, 0.5]),
     )
     def play(self, seed, requests, ends, most):
-        self.both.play(random.Random(seed), requests, ends, most)
+        self.both.play(random.Random(seed), min(requests, self.most_requests), ends, most)
 
     @rule(who=some, lanes=st.lists(some, max_size=3), plan=plans | st.just([]))
     def lanes_leave(self, who, lanes, plan):
@@ -145,6 +146,7 @@ class WideTablesAgainstModel(TablesAgainstModel):
     """From 256 rows on the tail moves in blocks."""
 
     capacities = (255, 256, 300, 512, 700)
+    most_requests = 4
 
 
 class TestTables(TablesAgainstModel.TestCase):
