@@ -118,8 +118,8 @@ FrameSpec = Annotated[Any, BeforeValidator(_frame)]
 REWARD = ArraySpec(shape=(), dtype="<f4")
 
 
-def _arrays(frames: Mapping[str, Any]) -> str:
-    return "one array, without a name" if frames.keys() == {""} else f"the arrays {sorted(frames)}"
+def _names(frames: Mapping[str, Any]) -> list[str]:
+    return sorted(path or "the frame itself" for path in frames)
 
 
 def frame_name(path: str) -> str:
@@ -175,7 +175,8 @@ class Signature(BaseModel):
         """Raise InvalidRequestError unless `frames` are all arrays of `rows` frames, by path."""
         if frames.keys() != self.frames.keys():
             raise InvalidRequestError(
-                f"a frame has {_arrays(frames)}; the table takes {_arrays(self.frames)}; send just that"
+                f"a frame has the arrays {_names(frames)}; the table takes {_names(self.frames)}; send "
+                f"just these"
             )
         for path, spec in self.frames.items():
             spec.check(frame_name(path), frames[path], rows)

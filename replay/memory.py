@@ -184,6 +184,9 @@ class Memory:
         """Forget all steps and all writers."""
         self.ring.reset()
         self.writers.clear()
+        self.episodes = 0
+        self.returns.clear()
+        self.lengths.clear()
 
     def _open_again(self, known: Writer, incarnation: int, lanes: int) -> int:
         if known.incarnation > incarnation:

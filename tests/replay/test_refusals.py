@@ -183,6 +183,11 @@ BAD = {
         InvalidRequestError,
         ["lease 3 has no session; name one, or send lease 0"],
     ),
+    "an acknowledgement with a batch too large to send": (
+        sample(60_000, unit=Sequence(length=4096), table="shared", session="s", lease=2, consumed=1),
+        InvalidRequestError,
+        ["a batch of 60000", "ask for at most"],
+    ),
     "an acknowledgement at an unknown table": (
         Consume(table="v", session="s", consumed=1),
         UnknownTableError,
@@ -266,7 +271,7 @@ BAD = {
     "a frame of several arrays": (
         observe(3, [(0, M, 2)], frame={"a": np.zeros((1, 2), np.int32)}),
         InvalidRequestError,
-        ["has the arrays ['a']; the table takes one array, without a name; send just that"],
+        ["has the arrays ['a']; the table takes ['the frame itself']; send just these"],
     ),
 }
 

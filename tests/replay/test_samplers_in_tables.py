@@ -364,7 +364,9 @@ def turn(table, steps):
 
 
 def keys_drawn(table, unit, rounds):
-    return np.concatenate([table.sample(sample(DRAWS_AT_ONCE, unit=unit)).key for _ in range(rounds)])
+    """Return the keys of many batches, without their frames."""
+    request = sample(DRAWS_AT_ONCE, unit=unit, mapped=True)
+    return np.concatenate([table.sample(request).key for _ in range(rounds)])
 
 
 TURNS = [(200, 180), (200, 200), (200, 203), (200, 1001), (300, 299), (300, 302), (300, 1600)]

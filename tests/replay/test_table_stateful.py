@@ -173,4 +173,4 @@ def test_a_table_does_what_the_model_does_through_a_long_life(kind, limit, capac
     rng = random.Random(f"{kind} {limit} {capacity}")
     sampler = SamplerSpec(kind=kind, max_times_sampled=limit, priority_exponent=0.7)
     both = Both(capacity, rng.randint(1, 4), sampler, rng.choice(LIKE), seed=1)
-    a_life(both, rng, rounds=30, turns=4)
+    a_life(both, rng, rounds=25, turns=3)
