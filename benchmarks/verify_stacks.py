@@ -3,9 +3,11 @@
 A real run: a replay server, several actors and a learner as processes of their own. Each actor writes
 down every stack that it is handed, by its key; the learner writes down every stack that it trains on,
 `stack` and `next_stack` alike. Afterwards each of the latter is compared with the former. The ring is
-small, so that it wraps many times meanwhile.
+small, so that it wraps many times meanwhile. All this is done twice: with frames out of the server's mapped
+memory, and over the socket.
 
     python benchmarks/verify_stacks.py --stacks 1000000 --json -
+    python benchmarks/verify_stacks.py --memory mapped
 """
 
 import argparse
@@ -23,6 +25,7 @@ import numpy as np
 
 from fornix.commands.shared import write_json
 from fornix.common.config import RunConfig
+from fornix.replay import Client
 
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -85,8 +88,8 @@ def stopped_by_sigterm() -> threading.Event:
     return stop
 
 
-def run(config: RunConfig, folder: Path, wanted: int, deadline_s: float) -> None:
-    """Run all processes until the learner has drawn `wanted` stacks."""
+def run(config: RunConfig, folder: Path, wanted: int, deadline_s: float) -> list[str]:
+    """Run all processes until the learner has drawn `wanted` stacks; return by which paths they came."""
     enough = CONTEXT.Event()
     processes = [CONTEXT.Process(target=replay, args=(config,))]
     processes += [
@@ -99,12 +102,21 @@ def run(config: RunConfig, folder: Path, wanted: int, deadline_s: float) -> None
     try:
         if not enough.wait(deadline_s):
             raise SystemExit(f"only part of {wanted} stacks were drawn in {deadline_s:g} s")
+        return paths_taken(config)
     finally:
         for process in reversed(processes):
             process.terminate()
             process.join(10)
             if process.is_alive():
                 process.kill()
+
+
+def paths_taken(config: RunConfig) -> list[str]:
+    """Return by which paths frames come to the actors and the learner."""
+    with Client.connect(config.replay.address, name="verify") as client:
+        tables = client.info().tables.values()
+    seen = [one for table in tables for one in (*table["writers"].values(), *table["readers"].values())]
+    return sorted({one["memory"] for one in seen})
 
 
 def compare(folder: Path, shape: tuple[int, ...], dtype: Any) -> dict[str, int]:
@@ -126,13 +138,8 @@ def compare(folder: Path, shape: tuple[int, ...], dtype: Any) -> dict[str, int]:
     return counts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--stacks", type=int, default=1_000_000, help="stacks to compare")
-    parser.add_argument("--actors", type=int, default=3, help="actor processes")
-    parser.add_argument("--deadline-s", type=float, default=500, help="to give up after")
-    parser.add_argument("--json", default=None, help="write the counts to a file, or - for stdout")
-    given = parser.parse_args()
+def verify(memory: str, actors: int, stacks: int, deadline_s: float) -> dict[str, Any]:
+    """Run, compare, and return what came of it; `memory` is how frames are to come."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fornix-") as name:
         folder = Path(name)
@@ -140,33 +147,62 @@ def main() -> None:
             {
                 "replay": {
                     "address": f"ipc://{folder}/replay",
-                    "capacity_steps": 8_000,
+                    "capacity_steps": 4_000,
                     "samples_per_insert": 2,
-                    "min_size": 2000,
-                    "error_buffer_inserts": 1000,
+                    "min_size": 1000,
+                    "error_buffer_inserts": 500,
+                    "memory": memory,
                 },
                 "weights": {"addresses": [f"ipc://{folder}/weights"]},
-                "actor": {"processes": given.actors},
+                "actor": {"processes": actors},
                 "network": {"width": 32},
                 "learner": {"gradient_steps": 10_000_000},
             }
         )
         # a few more are drawn than compared: the last stack of an episode is nobody's to act on
-        run(config, folder, int(given.stacks * 1.05), given.deadline_s)
-        counts: dict[str, float] = dict(compare(folder, (config.replay.n_frames, 100), np.uint8))
+        paths = run(config, folder, int(stacks * 1.05), deadline_s)
+        counts: dict[str, Any] = dict(compare(folder, (config.replay.n_frames, 100), np.uint8))
     counts["ring_wraps"] = round(counts["acted"] / config.replay.capacity_steps, 1)
-    counts["actors"] = given.actors
+    counts["actors"] = actors
+    counts["paths"] = paths
     counts["seconds"] = round(time.monotonic() - began, 1)
-    print(
-        f"{counts['compared']:,} sampled stacks compared with the {counts['acted']:,} that "
-        f"{given.actors} actors acted on, while the ring wrapped {counts['ring_wraps']} times: "
-        f"{counts['different']} differ, {counts['never_acted_on']} were never acted on",
-        file=sys.stderr if given.json == "-" else sys.stdout,
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--stacks", type=int, default=1_000_000, help="stacks to compare on each path")
+    parser.add_argument("--actors", type=int, default=3, help="actor processes")
+    parser.add_argument(
+        "--memory",
+        choices=("auto", "mapped", "socket"),
+        help="how frames come to actors and learner (default: once mapped, and once by the socket)",
     )
+    parser.add_argument("--deadline-s", type=float, default=500, help="to give up after, on each path")
+    parser.add_argument("--json", default=None, help="write the counts to a file, or - for stdout")
+    given = parser.parse_args()
+    counts = {}
+    for memory in [given.memory] if given.memory else ["mapped", "socket"]:
+        one = counts[memory] = verify(memory, given.actors, given.stacks, given.deadline_s)
+        print(
+            f"{memory}: {one['compared']:,} sampled stacks compared with the {one['acted']:,} that "
+            f"{given.actors} actors acted on; they came {' and '.join(one['paths'])}, and the ring wrapped "
+            f"{one['ring_wraps']} times: {one['different']} differ, {one['never_acted_on']} were never "
+            f"acted on",
+            file=sys.stderr if given.json == "-" else sys.stdout,
+            flush=True,
+        )
     if given.json:
         write_json(given.json, counts)
-    if counts["different"] or counts["never_acted_on"] or counts["compared"] < given.stacks:
+    if not all(is_well(memory, given.stacks, one) for memory, one in counts.items()):
         raise SystemExit(1)
+
+
+def is_well(memory: str, wanted: int, counts: dict[str, Any]) -> bool:
+    """Whether enough stacks came by the right path, and all were those acted on."""
+    right_path = memory == "auto" or counts["paths"] == [memory]
+    nothing_wrong = not counts["different"] and not counts["never_acted_on"]
+    return right_path and nothing_wrong and bool(counts["compared"] >= wanted)
 
 
 if __name__ == "__main__":
