@@ -460,6 +460,8 @@ class TableMap(Reply):
     """uint8 [16], which stands in the file too: so that no other file is taken for it."""
     memory: Count = 0
     """The memory's number, drawn at random; whatever refers to places in it tells it too."""
+    own: bool = True
+    """Whether the rows are the table's own: it is there, and what it was, as long as its memory is."""
     columns: dict[str, Column]
     """`back`, <u4 [capacity_steps]: how far before each row its predecessor stands, 0 on an episode's first
     row. And every array of a frame, named `frame` or `frame.PATH`, [capacity_steps + 1, *obs]; the last row

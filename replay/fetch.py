@@ -74,6 +74,11 @@ class Fetch:
             EvictedError: if one was overwritten before it could be gathered.
         """
         if reply.memory:
+            if reply.key.ndim != 1 or reply.key.dtype != np.int64:
+                raise ProtocolError(
+                    f"the server answered with a key of shape {reply.key.shape} and dtype "
+                    f"{reply.key.dtype.str}; <i8 [L] was due"
+                )
             values = self._mapped_stacks(table, reply.key, self._maps.of(table, reply.memory))
         elif reply.stack is not None:
             values = _sent_stacks(reply)
@@ -88,10 +93,11 @@ class Fetch:
             EvictedError: if one is not there.
             InvalidRequestError: as the server refuses the keys.
         """
+        query = make(StackQuery, table=table, key=key)
         memory = self._maps.known(table) if self._maps.offers(table) else None
         plain = key.ndim == 1 and key.dtype == np.int64 and 0 < len(key) <= MAX_BATCH
         if memory is None or not plain or not memory.has(key) or not memory.is_served:
-            values = self._asked_stacks(table, key)
+            values = self._sent_stacks(query)
         else:
             values = self._mapped_stacks(table, key, memory)
         return Stacks(key=key, stack=self._formed(table, values))
@@ -167,8 +173,13 @@ class Fetch:
 
     def _asked_stacks(self, table: str, key: Array) -> Leaves:
         """Ask for stacks over the socket, which raises EvictedError if one is gone."""
-        query = make(StackQuery, table=table, key=key)
-        return _sent_stacks(self.sent(query, Stacks, table).result())
+        return self._sent_stacks(make(StackQuery, table=table, key=key))
+
+    def _sent_stacks(self, query: StackQuery) -> Leaves:
+        reply = self.sent(query, Stacks, query.table).result()
+        if reply.key.dtype != query.key.dtype or not np.array_equal(reply.key, query.key):
+            raise ProtocolError("the server answered with stacks of other keys than those asked for")
+        return _sent_stacks(reply)
 
     def _formed(self, table: str, values: Leaves) -> Any:
         """Return arrays by path in the form that the table's frames have."""

@@ -29,6 +29,7 @@ import re
 import select
 import stat
 import sys
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ from numpy.typing import NDArray
 from fornix.common.errors import FornixError
 from fornix.common.messages import Column, TableMap
 from fornix.common.signature import ArraySpec, Signature, frame_name
-from fornix.replay.stacking import Stacker
+from fornix.replay.stacking import Stacker, oldest_of
 from fornix.replay.storage import (
     GET_SEALS,
     HEADER_NBYTES,
@@ -76,19 +77,21 @@ class MappedFrames:
     def __init__(
         self, file: mmap.mmap, columns: Mapping[str, Column], signature: Signature, server: int
     ) -> None:
-        """Take what `open` has checked, and a descriptor of the server's process."""
+        """Take what `open` has checked, and a descriptor of the server's process, -1 if there is none."""
         arrays: dict[str, NDArray[Any]] = {
             name: np.ndarray(column.shape, column.dtype, file, column.offset)
             for name, column in columns.items()
         }
         self.frames = {path: arrays[frame_name(path)] for path in signature.frames}
         self.capacity = len(arrays["back"])
-        self._stacker = Stacker(arrays, signature)
+        self._stacker: Stacker | None = Stacker(arrays, signature)
         self._marks = marks_of(file)
         self._fence = Fence()
-        self._server = server
-        self._death = select.poll()
-        self._death.register(server, select.POLLIN)
+        self._death: select.poll | None = None
+        if server >= 0:
+            self._death = select.poll()
+            self._death.register(server, select.POLLIN)
+        self._unwatch = weakref.finalize(self, _close, server)
 
     @classmethod
     def open(cls, table_map: TableMap, signature: Signature) -> "MappedFrames":
@@ -105,17 +108,13 @@ class MappedFrames:
             UnmappableError: the file is out of reach (another host, container or user), is another
                 one, or doesn't hold what `signature` says.
         """
-        descriptor = _open(table_map.path)
+        # first: if it leads to the file that is meant, then nobody else had the server's number before
+        server = _server_of(table_map.path)
         try:
-            _check_size(descriptor, table_map.nbytes)
-            _check_columns(table_map, signature)
-            file = mmap.mmap(descriptor, table_map.nbytes, prot=mmap.PROT_READ)
-        except (OSError, OverflowError) as error:
-            raise UnmappableError(f"{table_map.path} can't be mapped: {error}") from error
-        finally:
-            os.close(descriptor)
-        _check_header(file, table_map)
-        return cls(file, table_map.columns, signature, _server_of(table_map.path))
+            return cls(_mapped(table_map, signature), table_map.columns, signature, server)
+        except BaseException:
+            _close(server)
+            raise
 
     @property
     def floor(self) -> int:
@@ -125,8 +124,8 @@ class MappedFrames:
 
     @property
     def is_served(self) -> bool:
-        """Whether the process that writes here lives."""
-        return not self._death.poll(0)
+        """Whether the process that writes here lives; false too where that can't be told."""
+        return self._death is not None and not self._death.poll(0)
 
     def stacks(self, keys: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
         """Return the stacks of steps, made here by the routine that the server makes them by.
@@ -138,14 +137,18 @@ class MappedFrames:
             [K, n_frames, *obs] of every array of a frame, by path; and bool [K], false where a stack is
             not whole: a row of it has been overwritten, or is about to be.
         """
+        if self._stacker is None:
+            raise UnmappableError("the mapping was let go")
         rows, _ = self._stacker.rows(keys, 0)
         stacks = self._stacker.gather(self._stacker.slots(rows))
         # a row that was overwritten before it was read lies below the floor, and so does what it led to
-        return stacks, self.intact(rows.min(axis=1, where=rows >= 0, initial=_LARGEST))
+        return stacks, self.intact(oldest_of(rows))
 
     def has(self, keys: NDArray[np.int64]) -> bool:
         """Whether all these steps have been written, and none of them overwritten, as of now."""
-        return bool(keys.min(initial=_LARGEST) >= self.floor and keys.max(initial=-1) < int(self._marks[1]))
+        head = int(self._marks[1])
+        # the fence before the floor is read keeps all that is read of the rows behind the head too
+        return bool(keys.min(initial=_LARGEST) >= self.floor and keys.max(initial=-1) < head)
 
     def intact(self, oldest: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which copies are whole. To be asked after the frames were copied.
@@ -164,10 +167,10 @@ class MappedFrames:
         """Let go of the mapping; nothing counts as intact any more. Arrays that are held stay valid."""
         # mmap.close() would raise BufferError for each view that is left; the last one to go unmaps
         self.frames = {}
+        self._stacker = None
         self._marks = np.full(2, _LARGEST, np.uint64)
-        if self._server >= 0:
-            os.close(self._server)
-        self._server = -1
+        self._death = None
+        self._unwatch()
 
 
 def _open(path: str) -> int:
@@ -195,11 +198,37 @@ def _open(path: str) -> int:
 
 
 def _server_of(path: str) -> int:
-    """Return a descriptor that tells when the process at a server's path has ended."""
+    """Return a descriptor that tells when the process at a server's path has ended, -1 if none can be had.
+
+    Linux before 5.3 has none, nor has a Python that was built against its headers, and some containers
+    forbid it.
+    """
+    if not _PATH.fullmatch(path):
+        return -1
     try:
         return os.pidfd_open(int(path.split("/")[2]))
-    except OSError as error:
-        raise UnmappableError(f"the process of {path} can't be watched: {error.strerror}") from error
+    except (AttributeError, OSError, OverflowError):
+        return -1
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+def _mapped(table_map: TableMap, signature: Signature) -> mmap.mmap:
+    """Return a server's file once it is known to be what it should."""
+    descriptor = _open(table_map.path)
+    try:
+        _check_size(descriptor, table_map.nbytes)
+        _check_columns(table_map, signature)
+        file = mmap.mmap(descriptor, table_map.nbytes, prot=mmap.PROT_READ)
+    except (OSError, OverflowError) as error:
+        raise UnmappableError(f"{table_map.path} can't be mapped: {error}") from error
+    finally:
+        os.close(descriptor)
+    _check_header(file, table_map)
+    return file
 
 
 def _check_size(descriptor: int, nbytes: int) -> None:

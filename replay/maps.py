@@ -28,6 +28,7 @@ _UNDECIDED = (UnknownTableError, UnreachableError, WaitTimeoutError)
 class _Map(NamedTuple):
     number: int
     frames: MappedFrames
+    own: bool
 
 
 class _Asked(NamedTuple):
@@ -91,9 +92,12 @@ class Maps:
         return known.frames if known is not None and known.number == number else None
 
     def known(self, table: str) -> MappedFrames | None:
-        """Return the memory of a table that is mapped now."""
+        """Return the memory of a table that is mapped now, if all that the table has is in it.
+
+        One that draws from the rows of another may be dropped, and be another, without its memory changing.
+        """
         known = self._open.get(table)
-        return None if known is None else known.frames
+        return known.frames if known is not None and known.own else None
 
     def forget(self, table: str) -> None:
         """Let go of a table's memory; whether the next one can be mapped is open."""
@@ -125,7 +129,9 @@ class Maps:
             table_map, tables = asked.table_map.result(), asked.welcome.result().tables
             if table not in tables:
                 raise UnknownTableError(f"table {table!r} was dropped just now; ask again")
-            self._open[table] = _Map(table_map.memory, MappedFrames.open(table_map, tables[table]))
+            self._open[table] = _Map(
+                table_map.memory, MappedFrames.open(table_map, tables[table]), table_map.own
+            )
         except FornixError as error:
             if self._choice == "mapped" or isinstance(error, _UNDECIDED):
                 raise

@@ -167,7 +167,8 @@ class ReplayService:
 
     @_handle.register
     def _(self, request: MapTable, ticket: Ticket) -> Reply:
-        memory = self._catalog[request.table].table.memory
+        table = self._catalog[request.table].table
+        memory = table.memory
         found = memory.ring.columns.table_map()
         if found is None:
             # the answer that many clients expect: no fault of theirs, and not counted as one
@@ -176,7 +177,7 @@ class ReplayService:
                 message=f"the memory of table {request.table!r} can't be mapped: this server shares none; "
                 f"use the socket",
             )
-        return found.model_copy(update={"memory": memory.number})
+        return found.model_copy(update={"memory": memory.number, "own": table.spec.rows_of is None})
 
     @_handle.register
     def _(self, request: OpenWriter, ticket: Ticket) -> Reply:

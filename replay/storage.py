@@ -179,6 +179,7 @@ class SharedColumns:
 
     def raise_head(self, number: int) -> None:
         """Tell all who have the file mapped that the rows below `number` are there."""
+        self._fence.pass_through()  # nobody sees the head before the rows
         self._marks[1] = number
 
     def table_map(self) -> TableMap | None:

@@ -221,6 +221,7 @@ MESSAGES = {
         nbytes=st.integers(1, 2**48 - 1),
         token=ARRAYS,
         memory=counts,
+        own=st.booleans(),
         columns=st.dictionaries(
             words,
             st.builds(

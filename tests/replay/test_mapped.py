@@ -23,8 +23,6 @@ from fornix.replay.storage import HEADER_NBYTES, SharedColumns
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
 
-mapping_kept = pytest.mark.xfail(strict=True, reason="close() lets the stacker keep the mapping")
-
 NESTED = Signature(
     frame={
         "image": ArraySpec.of((512,), np.uint32),
@@ -335,7 +333,6 @@ class TestAnotherProcess:
 
 
 class TestRefusals:
-    @mapping_kept
     def test_an_honest_map_is_not_refused(self, told):
         before = descriptors()
         mapped = MappedFrames.open(told, FLAT)
@@ -494,7 +491,6 @@ class TestRefusals:
         monkeypatch.setattr(os, "pidfd_open", refuse)
         assert not served_if_opened(told)
 
-    @pytest.mark.xfail(strict=True, reason="a Python built on old headers has no os.pidfd_open")
     def test_a_python_that_can_not_watch_processes(self, told, monkeypatch):
         monkeypatch.delattr(os, "pidfd_open")
         assert not served_if_opened(told)
@@ -625,7 +621,6 @@ def test_only_the_file_itself_is_mapped(columns, path, nbytes, token):
     assert (lie.path, lie.nbytes, lie.token.tobytes()) == (told.path, told.nbytes, told.token.tobytes())
 
 
-@mapping_kept
 def test_close_lets_go_of_the_mapping(told):
     inode = str(os.stat(told.path).st_ino)
 
@@ -664,7 +659,6 @@ def test_a_floor_beyond_int64_leaves_nothing_intact():
     hostile.close()
 
 
-@pytest.mark.xfail(strict=True, reason="a stack of negative rows alone counts as whole")
 def test_what_is_no_row_has_no_stack(told):
     """Not even of zeros."""
     mapped = MappedFrames.open(told, FLAT)
@@ -673,7 +667,6 @@ def test_what_is_no_row_has_no_stack(told):
     mapped.close()
 
 
-@pytest.mark.xfail(strict=True, reason="the process's descriptor is only closed by close()")
 def test_a_map_that_nobody_closed_leaves_nothing_open(told):
     gc.collect()
     before = descriptors()

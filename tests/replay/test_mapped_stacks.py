@@ -36,10 +36,6 @@ from .desk import Desk, Recorder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory files are Linux's")
 
-shared_rows = pytest.mark.xfail(
-    strict=True, reason="a table on another's rows may be dropped or made anew without its map changing"
-)
-
 NESTED = {
     "eye": ArraySpec.of((3, 2), np.uint8),
     "body": (ArraySpec.of((), np.float64), {"arm": ArraySpec.of((2,), np.int16)}),
@@ -339,7 +335,6 @@ def a_second_table(one, n_frames, rows_of="t"):
     one.create(20, name="u", rows_of=rows_of)
 
 
-@shared_rows
 def test_a_table_on_the_rows_of_another_is_gone_once_it_was_dropped(world):
     one = world()
     one.write(*Wandering(0).rows(8))
@@ -350,7 +345,6 @@ def test_a_table_on_the_rows_of_another_is_gone_once_it_was_dropped(world):
         one.mapped.stacks("u", np.array([3]))
 
 
-@shared_rows
 @pytest.mark.parametrize("rows_of", ["t", "t2"])
 def test_a_table_that_was_created_anew_on_the_rows_of_another_is_what_it_is_now(world, rows_of):
     one = world()
