@@ -45,7 +45,7 @@ bench-run: $(INSTALLED) ## measure learning, weights and the world: the other fi
 	  echo "== $$name"; $(BIN)/python benchmarks/bench_$$name.py $(ARGS); done
 
 bench-peers: $(INSTALLED) $(PEERS)/.installed ## measure it beside dm-reverb, cpprb and TorchRL (2.6 GB to install)
-	$(BIN)/python benchmarks/bench_peers.py --peers-python $(PEERS)/bin/python $(ARGS)
+	$(BIN)/python benchmarks/bench_peers.py --peers-python $(PEERS)/bin/python --picture peers.png $(ARGS)
 
 verify-stacks: $(INSTALLED) ## compare a million sampled stacks with what actors acted on
 	$(BIN)/python benchmarks/verify_stacks.py $(ARGS)
@@ -67,6 +67,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 $(PEERS)/.installed: benchmarks/peers/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 11))' || { \
+	  echo "dm-reverb has no wheels for $$($(PYTHON) -V 2>&1); name Python 3.10 or 3.11: make bench-peers PYTHON=python3.11"; \
+	  exit 1; }
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@

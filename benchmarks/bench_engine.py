@@ -222,7 +222,8 @@ def echo(address: str) -> None:
         made: dict[bytes, list[bytes]] = {}
         while True:
             client, sizes, *_ = router.recv_multipart(copy=False)
-            frames = made.setdefault(sizes.bytes, [bytes(int(size)) for size in sizes.bytes.split()])
+            if (frames := made.get(sizes.bytes)) is None:
+                frames = made[sizes.bytes] = [bytes(int(size)) for size in sizes.bytes.split()]
             router.send_multipart([client, *frames], copy=False)
 
 

@@ -15,6 +15,7 @@ again), and Reverb and cpprb a plain form beside it:
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -181,18 +182,15 @@ def draw_while_writing(batches: Any, writer: BackgroundWriter, seconds: float) -
 
 
 def prioritized(workload: Workload, stack: contextlib.ExitStack) -> Measure:
-    """Every batch's keys get new priorities, acknowledged before the next but `IN_FLIGHT`."""
+    """Every batch's keys get new priorities, which are acknowledged before the next batch is taken."""
     address = stack.enter_context(a_server("ipc", workload, "prioritized"))
     client = stack.enter_context(Client.connect(address, memory="mapped"))
     batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, importance_exponent=0.4)
     stack.callback(batches.close)
-    fresh = np.random.default_rng(1).uniform(0.1, 1.0, (64, BATCH_SIZE))
-    updates: list[Any] = []
+    fresh = itertools.cycle(np.random.default_rng(1).uniform(0.1, 1.0, (64, BATCH_SIZE)))
 
     def update(batch: Any) -> None:
-        updates.append(client.update_priorities(TABLE, batch.key, fresh[len(updates) % len(fresh)]))
-        if len(updates) >= IN_FLIGHT:
-            assert updates.pop(0).result().applied == BATCH_SIZE
+        assert client.update_priorities(TABLE, batch.key, next(fresh)).result().applied == BATCH_SIZE
 
     return lambda seconds: draw(batches, seconds, update)
 

@@ -101,11 +101,6 @@ class Ring:
             self._forward[predecessors[known] % self.capacity] = back[known]
         return numbers
 
-    def fill(self, name: str, count: int, value: int) -> None:
-        """Set a column of the `count` rows that come next to one value."""
-        for slots, _ in self._spans(count):
-            self._arrays[name][slots] = value
-
     def end(self, numbers: Numbers) -> None:
         """Mark live rows as the last of their episodes."""
         self._forward[numbers % self.capacity] = ENDS
