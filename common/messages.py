@@ -318,6 +318,9 @@ class StackQuery(Request):
     table: TableName
     key: Array
     """int64 [K]."""
+    memory: Count = 0
+    """The number of the memory that the keys are of: another one has other steps under these keys. 0 for
+    whichever the table has now."""
 
 
 class Stacks(Reply):

@@ -7,6 +7,7 @@ from fornix.common.errors import InvalidRequestError
 from fornix.common.messages import (
     LAST,
     MAX_BATCH,
+    MAX_LANES,
     Array,
     Observe,
     Sample,
@@ -19,6 +20,7 @@ from fornix.common.messages import (
 from fornix.common.signature import Signature
 from fornix.common.wire import MAX_MESSAGE_BYTES
 from fornix.replay.lanes import Writer
+from fornix.replay.ring import held_at_least
 
 _MAX_REWARD = 1e30  # of which the sum over any n_step is a finite float32
 _KEY_BYTES = 8
@@ -90,10 +92,11 @@ def check_batch(spec: TableSpec, request: Sample) -> None:
         )
     # a batch of an ordered sampler holds different starts
     times = 1 if spec.sampler.kind in ("fifo", "lifo") else spec.sampler.uses
-    if times is not None and request.batch_size > spec.steps * times:
+    held = held_at_least(spec.steps)
+    if times is not None and request.batch_size > held * times:
         often = "once" if times == 1 else f"{times} times"
         raise InvalidRequestError(
-            f"batch_size {request.batch_size} is more than the {spec.steps} steps of the table allow, each "
+            f"batch_size {request.batch_size} is more than the {held} steps of the table allow, each "
             f"of which may be in a batch {often} at most; lower batch_size, or raise capacity_steps"
         )
     row = _unit_nbytes(spec.signature, unit, request.mapped)
@@ -151,6 +154,10 @@ def _check_rows(capacity: int, writer: Writer, request: Observe) -> int:
         )
     _check_lanes("lane", request.lane, writer)
     if request.leave is not None:
+        if request.leave.size > MAX_LANES:
+            raise InvalidRequestError(
+                f"leave names {request.leave.size} lanes; a writer has {MAX_LANES} at most; name each once"
+            )
         _check_lanes("leave", request.leave, writer)
     return rows
 

@@ -79,7 +79,8 @@ class Fetch:
                     f"the server answered with a key of shape {reply.key.shape} and dtype "
                     f"{reply.key.dtype.str}; <i8 [L] was due"
                 )
-            values = self._mapped_stacks(table, reply.key, self._maps.of(table, reply.memory))
+            query = make(StackQuery, table=table, key=reply.key, memory=reply.memory)
+            values = self._mapped_stacks(query, self._maps.of(table, reply.memory))
         elif reply.stack is not None:
             values = _sent_stacks(reply)
         else:
@@ -99,7 +100,7 @@ class Fetch:
         if memory is None or not plain or not memory.has(key) or not memory.is_served:
             values = self._sent_stacks(query)
         else:
-            values = self._mapped_stacks(table, key, memory)
+            values = self._mapped_stacks(query, memory)
         return Stacks(key=key, stack=self._formed(table, values))
 
     def sample(self, request: Sample, buffers: Buffers) -> Pending[Any]:
@@ -162,18 +163,16 @@ class Fetch:
         again = request.model_copy(update={"batch_size": count, "refill": True, "mapped": mapped})
         return self._gathered(again, self.sent(again, Batch, again.table).result(), buffers)
 
-    def _mapped_stacks(self, table: str, key: Array, memory: MappedFrames | None) -> Leaves:
+    def _mapped_stacks(self, query: StackQuery, memory: MappedFrames | None) -> Leaves:
+        """Return stacks out of a mapped memory, and from the server what can't be had there."""
         if memory is None:
-            return self._asked_stacks(table, key)
-        values, whole = memory.stacks(key)
+            return self._sent_stacks(query)
+        values, whole = memory.stacks(query.key)
         if not whole.all():
-            for path, array in self._asked_stacks(table, key[~whole]).items():
+            rest = query.model_copy(update={"key": query.key[~whole]})
+            for path, array in self._sent_stacks(rest).items():
                 values[path][~whole] = array
         return values
-
-    def _asked_stacks(self, table: str, key: Array) -> Leaves:
-        """Ask for stacks over the socket, which raises EvictedError if one is gone."""
-        return self._sent_stacks(make(StackQuery, table=table, key=key))
 
     def _sent_stacks(self, query: StackQuery) -> Leaves:
         reply = self.sent(query, Stacks, query.table).result()

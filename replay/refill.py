@@ -1,5 +1,6 @@
 """The samples of a batch: checked as they come, and put in place of others whose rows were overwritten."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ def check(batch: Batch, request: Sample) -> None:
     if isinstance(request.unit, Transition):
         fits, longest = batch.mask is None, request.unit.n_step
     else:
-        fits, longest = len(of_steps) == 2 and of_steps[:1] == of_samples, of_steps[-1]
+        fits = len(of_steps) == 2 and of_steps[:1] == of_samples
+        longest = of_steps[-1] if fits else 0
     fits = fits and all(getattr(batch, name).shape == of_samples for name in _OF_SAMPLES)
     arrays = [getattr(batch, name) for name in _OF_STEPS] + list(batch.extras.values())
     fits = fits and all(array.shape[: len(of_steps)] == of_steps for array in arrays)
@@ -56,14 +58,22 @@ def put_all(request: Sample, into: Filled, more: Filled, rows: NDArray[np.intp])
     Raises:
         UnknownTableError: the two don't have the same arrays: the table was created anew in between.
     """
-    try:
-        windows = {path: put_steps(array, more[1][path], rows) for path, array in into[1].items()}
-        return _put_batch(into[0], more[0], rows, request.importance_exponent), windows
-    except (KeyError, ValueError):
+    if _forms(*into) != _forms(*more):
         raise UnknownTableError(
             f"table {request.table!r} was dropped while a batch was drawn, and another has its name now; "
             f"ask again"
-        ) from None
+        )
+    windows = {path: put_steps(array, more[1][path], rows) for path, array in into[1].items()}
+    return _put_batch(into[0], more[0], rows, request.importance_exponent), windows
+
+
+def _forms(batch: Batch, windows: Mapping[str, Array]) -> dict[str, object]:
+    """Return what one item of each array is: numpy would cast and stretch one to fit another in silence."""
+    steps = 1 if batch.mask is None else 2
+    arrays = {name: (getattr(batch, name), steps) for name in _OF_STEPS}
+    arrays |= {f"extras.{name}": (array, steps) for name, array in batch.extras.items()}
+    arrays |= {f"window.{path}": (array, 2) for path, array in windows.items()}
+    return {name: (array.dtype, array.shape[axes:]) for name, (array, axes) in arrays.items()}
 
 
 def _put_batch(batch: Batch, more: Batch, rows: NDArray[np.intp], importance_exponent: float) -> Batch:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import singledispatchmethod
 
 from fornix.common.errors import (
+    EvictedError,
     FornixError,
     InvalidRequestError,
     ServerError,
@@ -200,7 +201,13 @@ class ReplayService:
     @_handle.register
     def _(self, request: StackQuery, ticket: Ticket) -> Reply:
         check_keys(request.key)
-        return self._catalog[request.table].table.stacks(request.key)
+        table = self._catalog[request.table].table
+        if request.memory not in (0, table.memory.number):
+            raise EvictedError(
+                f"the steps are of memory {request.memory}, and table {request.table!r} has memory "
+                f"{table.memory.number} now: it was made anew; open the writer again"
+            )
+        return table.stacks(request.key)
 
     @_handle.register
     def _(self, request: Sample, ticket: Ticket) -> Reply | None:
@@ -212,7 +219,8 @@ class ReplayService:
         reply = place.sample(request)  # who waits already lacks a start, or the limiter is closed to all
         if reply is None:
             # the same lease again, perhaps by another way, takes its own place in the line
-            key = (request.session, request.lease) if request.lease else next(self._count)
+            again = request.lease and not request.refill
+            key = (request.session, request.lease) if again else next(self._count)
             place.park(place.samples, Parked(key, ticket, request, now))
         return reply
 

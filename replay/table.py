@@ -210,7 +210,7 @@ class Table:
         return draw
 
     def _charge(self, request: Sample, now: float) -> None:
-        if request.refill:
+        if request.refill and self.spec.sampler.uses is None:
             return
         # a start that was used up can't be drawn again, even if its lease is given back
         if request.lease and self.spec.sampler.uses is None:

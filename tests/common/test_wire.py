@@ -968,7 +968,7 @@ FIELDS = {
     "far from all": (
         "stack",
         {"table": "t", "key": an_array(), "zzz": 1},
-        ["'zzz'", "known: key, table"],
+        ["'zzz'", "known: key, memory, table"],
     ),
     "list for array": ("stack", {"table": "t", "key": [1, 2]}, ["key = (1, 2)", "ndarray"]),
     "bad name": ("stack", {"table": "a b", "key": an_array()}, ["'a b'", "pattern"]),

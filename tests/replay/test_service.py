@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import (
+    EvictedError,
     FencedError,
     WaitTimeoutError,
 )
@@ -16,6 +17,7 @@ from fornix.common.messages import (
     LimiterSpec,
     OpenWriter,
     Report,
+    StackQuery,
     Stacks,
     TableCreated,
     Welcome,
@@ -341,3 +343,14 @@ def test_a_source_has_one_report_and_the_newest_sources_are_kept():
     assert "a" not in desk.info().reports
     desk.pass_time(61.0)
     assert desk.info().reports == {}
+
+
+def test_steps_of_a_memory_that_is_gone_are_not_mistaken_for_those_under_the_same_keys():
+    desk = a_desk()
+    write(desk, 1, (0, F, 0))
+    number = desk.service._catalog["t"].table.memory.number
+    key = np.array([0])
+    assert isinstance(desk.ask(StackQuery(table="t", key=key, memory=number)), Stacks)
+    assert isinstance(desk.ask(StackQuery(table="t", key=key)), Stacks)
+    said = desk.refusal(StackQuery(table="t", key=key, memory=number + 1), EvictedError)
+    assert "it was made anew; open the writer again" in said

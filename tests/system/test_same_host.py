@@ -104,6 +104,9 @@ def test_auto_maps_the_memory_of_a_server_on_the_same_host(scheme, ipc_address, 
         writing.write(30)
         assert draw(client) == {1}
         look_up(client, writing)
+        with pytest.raises(EvictedError):
+            client.stacks(TABLE, writing.newest[0] + LANES)  # of steps that are still to come
+        look_up(client, writing.write(1))
 
 
 def test_socket_maps_nothing_and_mapped_lets_go_when_it_is_closed(ipc_address):
