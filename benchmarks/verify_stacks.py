@@ -27,7 +27,9 @@ from fornix.commands.shared import write_json
 from fornix.common.config import RunConfig
 from fornix.replay import Client
 
-CONTEXT = multiprocessing.get_context("spawn")
+# what takes long to import is imported once, by a process from which the others are forked
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fornix.actor.role", "fornix.learner.role", "fornix.replay.role"])
 
 
 class Recorder:

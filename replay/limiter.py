@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from fornix.common.errors import InvalidRequestError
 from fornix.common.messages import LimiterSpec
+from fornix.replay.ring import held_at_least
 
 _MAX_BOUND = 1e15  # below it a float64 still counts single transitions
 
@@ -224,7 +225,7 @@ def check_limits(
         _check_bounds(spec)
         times = _times(sampler_kind, max_times_sampled)
         if times is not None:
-            _check_times(spec, spec.samples_per_insert, capacity_steps, times)
+            _check_times(spec, spec.samples_per_insert, held_at_least(capacity_steps), times)
 
 
 def _times(sampler_kind: str, max_times_sampled: int | None) -> int | None:
@@ -274,7 +275,7 @@ def _check_bounds(spec: LimiterSpec) -> None:
         )
 
 
-def _check_times(spec: LimiterSpec, ratio: float, capacity_steps: int, times: int) -> None:
+def _check_times(spec: LimiterSpec, ratio: float, held: int, times: int) -> None:
     """Raise InvalidRequestError if starts that are drawn `times` at most can't keep the limits."""
     high = bounds(spec)[1]
     often = "once" if times == 1 else f"{times} times"
@@ -292,9 +293,9 @@ def _check_times(spec: LimiterSpec, ratio: float, capacity_steps: int, times: in
             f"raise max_surplus above {least}, or raise min_size or max_times_sampled"
         )
     behind = spec.min_size + high / ratio
-    if ratio == times and behind > capacity_steps:
+    if ratio == times and behind > held:
         raise InvalidRequestError(
-            f"draws may fall {_number(behind)} inserts behind and the table holds {capacity_steps} steps, "
+            f"draws may fall {_number(behind)} inserts behind and the table holds {held} steps, "
             f"so starts could be overwritten before they are drawn {often}, and samples_per_insert {ratio} "
             f"counts on every draw; lower the size of the queue or stack (max_surplus, or "
             f"error_buffer_inserts), lower samples_per_insert, or raise capacity_steps"

@@ -22,7 +22,6 @@ from fornix.replay.checks import check_batch, check_priorities
 from fornix.replay.leases import Leases
 from fornix.replay.limiter import Limiter
 from fornix.replay.memory import Memory
-from fornix.replay.ring import held_at_least
 from fornix.replay.samplers import Draw, Priorities, Sampler, TimesSampled, make_sampler
 from fornix.replay.stacking import Numbers, Stacker
 from fornix.replay.starts import StartIndex
@@ -64,8 +63,7 @@ class Table:
     def _begin(self) -> None:
         """Begin with the rows that there are, and with nothing inserted or drawn yet."""
         sampler, slots = self.spec.sampler, self._ring.capacity
-        held = held_at_least(self.spec.steps)
-        self.limiter = Limiter.create(self.spec.limiter, held, sampler.kind, sampler.uses)
+        self.limiter = Limiter.create(self.spec.limiter, self.spec.steps, sampler.kind, sampler.uses)
         self.leases = Leases(self.limiter, self._lease_s)
         self._indexes: dict[Unit, StartIndex] = {}
         self._priorities = (

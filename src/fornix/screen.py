@@ -55,8 +55,9 @@ def sparkline(values: Sequence[float], width: int = _SPARK_WIDTH) -> str:
     edges = [round(i * len(values) / n) for i in range(n + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(means), max(means)
-    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
+    range_ = high - low or 1.0
+    # in this order: 1 / range_ may be more than a float can say
+    return "".join(_BARS[round((mean - low) / range_ * (len(_BARS) - 1))] for mean in means)
 
 
 def clock(seconds: float | None) -> str:

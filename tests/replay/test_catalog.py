@@ -262,11 +262,22 @@ def test_a_table_is_found_again_by_what_it_was_created_as():
 def test_limits_must_fit_what_a_table_holds_at_any_time():
     """From 256 steps on, the tail of a ring moves ahead, in blocks: here of two."""
     desk = Desk()
-    fits, too_many = (spec(512, limiter=LimiterSpec(min_size=size)) for size in (508, 509))
+    once = SamplerSpec(kind="fifo")
+    fits, too_many = (
+        spec(512, limiter=LimiterSpec.queue(size)).model_copy(update={"sampler": once})
+        for size in (508, 509)
+    )
     message = desk.refusal(CreateTable(table="t", spec=too_many))
-    assert "min_size 509 is more than the 508 steps that the table holds" in message
+    assert "may fall 509 inserts behind and the table holds 508 steps" in message
     assert desk.ask(CreateTable(table="t", spec=fits)) == TableCreated(created=True)
-    assert "min_size 509 is more" in desk.refusal(SetLimiter(table="t", limiter=LimiterSpec(min_size=509)))
+    assert "holds 508 steps" in desk.refusal(SetLimiter(table="t", limiter=LimiterSpec.queue(509)))
+
+
+def test_a_minimum_size_counts_all_inserts_and_may_be_as_large_as_the_table():
+    desk = Desk()
+    fits, too_many = (spec(512, limiter=LimiterSpec(min_size=size)) for size in (512, 513))
+    assert "min_size 513 is more than the 512" in desk.refusal(CreateTable(table="t", spec=too_many))
+    assert desk.ask(CreateTable(table="t", spec=fits)) == TableCreated(created=True)
 
 
 @pytest.mark.parametrize(
