@@ -22,11 +22,14 @@ MAX_WAIT_S = 3600.0
 MAX_METRICS = 32
 MAX_N_STEP = 64
 MAX_SEQUENCE = 4096
+MAX_OVERLAPPING = 64  # sequences that one step may be in: to find them costs the server as much
 MAX_EPISODE = 65_536
 
 Array = NDArray[Any]
 #: The array of a frame; or, where a frame is a dict or tuple of arrays, those arrays by path.
 Frames = Array | dict[str, Array]
+#: So short that the metrics of all who report fit into one answer.
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:-]{1,64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=128)]
 WriterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_./:-]{1,128}$")]
 Wait = Annotated[float, Field(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
@@ -171,6 +174,11 @@ class Sequence(Message):
                 raise ValueError(
                     f"{name} {getattr(self, name)} is not below length {self.length}; lower it"
                 )
+        if self.length > MAX_OVERLAPPING * self.period:
+            raise ValueError(
+                f"length {self.length} with overlap {self.overlap} puts each step into "
+                f"{self.length // self.period} sequences; the limit is {MAX_OVERLAPPING}; lower one of them"
+            )
         return self
 
     @property
@@ -492,7 +500,7 @@ class Report(Request):
     type = "report"
     source: WriterName
     doing: str = Field("", max_length=200)
-    metrics: dict[Label, float] = Field(default_factory=dict, max_length=MAX_METRICS)
+    metrics: dict[MetricName, float] = Field(default_factory=dict, max_length=MAX_METRICS)
 
 
 class Done(Reply):

@@ -198,7 +198,7 @@ class Signature(BaseModel):
             f"the client expects {there.get(name, 'nothing')}"
             for name in sorted(here.keys() | there.keys())
             if here.get(name) != there.get(name)
-        ]
+        ] or ["frame: one of them is a dict where the other is a tuple of the same arrays"]
         raise SignatureError(
             f"table {table!r} has another signature: {'; '.join(differences)}; change the client, "
             f"or use another table name"

@@ -18,7 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from fornix.replay import ArraySpec, Client, LimiterSpec, Signature, Steps, TableSpec, Transitions
+from fornix.replay import (
+    ArraySpec,
+    Client,
+    LimiterSpec,
+    Signature,
+    TableSpec,
+    Transition,
+    Transitions,
+    VectorWriter,
+)
 
 COPIES = 8
 BATCH_SIZE = 128
@@ -50,13 +59,12 @@ class DQN:
         return np.where(rng.random(len(stacks)) < epsilon, rng.integers(2, size=len(stacks)), greedy)
 
     def train(self, drawn: Transitions) -> None:
-        batch = drawn.batch
         stack, next_stack = torch.from_numpy(drawn.stack), torch.from_numpy(drawn.next_stack)
         with torch.no_grad():
             best = self.online(next_stack).argmax(1, keepdim=True)
             value = self.target(next_stack).gather(1, best).squeeze(1)
-            goal = torch.from_numpy(batch.reward) + torch.from_numpy(batch.discount) * value
-        taken = self.online(stack).gather(1, torch.from_numpy(batch.action).unsqueeze(1)).squeeze(1)
+            goal = torch.from_numpy(drawn.reward) + torch.from_numpy(drawn.discount) * value
+        taken = self.online(stack).gather(1, torch.from_numpy(drawn.action).unsqueeze(1)).squeeze(1)
         loss = nn.functional.smooth_l1_loss(taken, goal)
         self.optimizer.zero_grad()
         loss.backward()
@@ -69,46 +77,38 @@ class DQN:
 def train(client: Client, goal: float, limit_s: float, seed: int) -> dict[str, float]:
     limiter = LimiterSpec(min_size=500)
     client.create_table(TABLE, TableSpec(signature=SIGNATURE, capacity_steps=50_000, limiter=limiter))
-    writer = client.open_writer(TABLE, "cartpole-0", lanes=COPIES)
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP  # any of the three would do
     envs = gymnasium.make_vec(
-        "CartPole-v1",
-        COPIES,
-        vectorization_mode="sync",
-        # this script resets by itself, after it has written the last frame
-        vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED},
+        "CartPole-v1", COPIES, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
     )
+    rows = VectorWriter(client.open_writer(TABLE, "cartpole-0", lanes=COPIES), mode)
+    batches = client.batches(TABLE, BATCH_SIZE, Transition(n_step=N_STEP), discount=DISCOUNT)
     torch.set_num_threads(1)  # the network is too small to share out
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    agent, lanes = DQN(), np.arange(COPIES)
+    agent = DQN()
     recent: deque[float] = deque(maxlen=50)
     returns, steps, began = np.zeros(COPIES), 0, time.monotonic()
 
     frame, _ = envs.reset(seed=seed)
-    stacks = writer.observe(Steps.first(SIGNATURE, lanes, frame)).result()
-    drawn = None
+    stacks = rows.reset(frame).result()
     while time.monotonic() - began < limit_s:
         action = agent.act(stacks.stack, max(0.02, 1 - steps / 3000), rng)
-        frame, reward, terminated, truncated, _ = envs.step(action)
-        rows = Steps.after_actions(lanes, action, reward.astype(np.float32), frame, terminated, truncated)
+        frame, reward, terminated, truncated, info = envs.step(action)
+        # the server works on this while the agent trains
+        pending = rows.step(action, frame, reward, terminated, truncated, info)
         returns += reward
         ended = terminated | truncated
-        if ended.any():
-            recent.extend(returns[ended])
-            returns[ended] = 0
-            frame, _ = envs.reset(options={"reset_mask": ended})
-            rows += Steps.first(SIGNATURE, lanes[ended], frame[ended])
-        pending = writer.observe(rows)  # the server works on this while the agent trains
+        recent.extend(returns[ended])
+        returns[ended] = 0
         steps += COPIES
         if steps > 1000:
             for _ in range(2):
-                drawn = drawn or client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT)
-                transitions = drawn.result()
-                drawn = client.sample(TABLE, BATCH_SIZE, n_step=N_STEP, discount=DISCOUNT)
-                agent.train(transitions)
+                agent.train(next(batches))
         stacks = pending.result()
         if len(recent) == 50 and np.mean(recent) >= goal:
             break
+    batches.close()
     envs.close()
     mean = float(np.mean(recent)) if recent else 0.0
     return {"mean_return": mean, "steps": steps, "seconds": time.monotonic() - began}

@@ -4,9 +4,9 @@ Rows of a mapped memory may be overwritten between a server's answer and the cop
 away: a stack is asked for again over the socket, and the samples of a batch are drawn anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from fornix.common.signature import Signature
 from fornix.common.transport import Transport
 from fornix.replay import refill
 from fornix.replay.batches import drawn
-from fornix.replay.gather import Array, Buffers, check_frames, check_places, gather
+from fornix.replay.gather import Array, Buffers, check_frames, check_oldest, check_places, gather
 from fornix.replay.mapped import MappedFrames
 from fornix.replay.maps import Maps
 from fornix.replay.pending import Pending, ReplyT, expect, make
@@ -30,6 +30,37 @@ _NONE_LOST = np.zeros(0, np.intp)
 T = TypeVar("T")
 Rows = NDArray[np.intp]
 Leaves = dict[str, Array]
+
+
+class Answer(NamedTuple):
+    """A batch that was found sound, and where its frames are."""
+
+    request: Sample
+    """Whose `batch_size` is that of the batch, which may be a part of what was asked for."""
+    batch: Batch
+    frames: Mapping[str, Array]
+    """[places, *obs] by path."""
+    memory: MappedFrames | None
+    """That they are in; None where they came with the batch."""
+
+    def parts(self, batch_size: int) -> Iterator["Answer"]:
+        """Yield so many samples at a time, each as an answer of its own."""
+        if batch_size == self.request.batch_size:
+            yield self
+            return
+        request = self.request.model_copy(update={"batch_size": batch_size})
+        for low in range(0, self.request.batch_size, batch_size):
+            part = refill.part_of(self.batch, slice(low, low + batch_size))
+            yield self._replace(request=request, batch=part)
+
+    def gathered(self, buffers: Buffers) -> tuple[Leaves, Rows]:
+        """Return the windows by path, and the rows that were overwritten meanwhile."""
+        batch = self.batch
+        values = gather(self.frames, batch.index, buffers, "window")
+        if self.memory is None or batch.oldest is None:
+            return values, _NONE_LOST
+        whole = self.memory.intact(batch.oldest)
+        return values, _NONE_LOST if whole.all() else np.flatnonzero(~whole)
 
 
 class Fetch:
@@ -113,55 +144,51 @@ class Fetch:
         return request.model_copy(update={"mapped": self._maps.offers(request.table), **changes})
 
     def _drawn(self, request: Sample, buffers: Buffers, reply: Reply) -> Any:
-        return self.drawn(request, self.expect(Batch, request.table, reply), buffers)
+        batch = self.expect(Batch, request.table, reply)
+        return self.drawn(self.answer(request, batch), buffers)
 
-    def drawn(self, request: Sample, batch: Batch, buffers: Buffers) -> Any:
-        """Return `Transitions` or `Sequences`, their frames in buffers.
+    def answer(self, request: Sample, batch: Batch) -> Answer:
+        """Return a batch as it came, once it is known to be sound, with where its frames are.
 
-        What was overwritten before it could be gathered is drawn anew.
-
-        Args:
-            request: whose `batch_size` is that of this batch, which may be a part of what it asked for.
-            batch: as it came.
-            buffers: for the windows.
+        If the memory that it names can't be had any more, another is drawn, which comes over the socket.
         """
-        batch, values, lost = self._gathered(request, batch, buffers)
-        for tries_left in reversed(range(_TRIES)):
-            if not len(lost):
-                break
-            more, part, still = self._refill(request, len(lost), tries_left > 0, Buffers())
-            batch, values = refill.put_all(request, (batch, values), (more, part), lost)
-            lost = lost[still]
-        if batch.frame is not None:
-            batch = batch.model_copy(update={"frame": None})  # so that its memory can go
-        return drawn(request, batch, self._formed(request.table, values), buffers)
-
-    def _gathered(self, request: Sample, batch: Batch, buffers: Buffers) -> tuple[Batch, Leaves, Rows]:
-        """Return a batch, its windows, and the rows that were overwritten meanwhile."""
         refill.check(batch, request)
-        memory, lost = None, _NONE_LOST
+        memory = None
         if batch.frame is not None:
             frames = trees.leaves(batch.frame)
             check_frames(frames)
+            batch = batch.model_copy(update={"frame": None})
         elif request.mapped:
             memory = self._maps.of(request.table, batch.memory)
             if memory is None:
-                return self._refill(request, request.batch_size, False, buffers)
+                return self._refill(request, request.batch_size, mapped=False)
             frames = memory.frames
+            check_oldest(batch.oldest, request.batch_size)
         else:
             raise ProtocolError("the server answered with a batch without frames")
         check_places(batch.index, request.batch_size, frames)
-        values = gather(frames, batch.index, buffers, "window")
-        if memory is not None:
-            lost = _lost(memory, batch.oldest, request.batch_size)
-        return batch, values, lost
+        return Answer(request, batch, frames, memory)
 
-    def _refill(
-        self, request: Sample, count: int, mapped: bool, buffers: Buffers
-    ) -> tuple[Batch, Leaves, Rows]:
-        """Draw samples in place of some that were lost; return what `_gathered` does."""
+    def drawn(self, answer: Answer, buffers: Buffers) -> Any:
+        """Return `Transitions` or `Sequences`, their frames in buffers.
+
+        What was overwritten before it could be gathered is drawn anew.
+        """
+        request, batch = answer.request, answer.batch
+        values, lost = answer.gathered(buffers)
+        for tries_left in reversed(range(_TRIES)):
+            if not len(lost):
+                break
+            more = self._refill(request, len(lost), mapped=tries_left > 0)
+            part, still = more.gathered(Buffers())
+            batch, values = refill.put_all(request, (batch, values), (more.batch, part), lost)
+            lost = lost[still]
+        return drawn(request, batch, self._formed(request.table, values), buffers)
+
+    def _refill(self, request: Sample, count: int, mapped: bool) -> Answer:
+        """Draw samples in place of some that were lost."""
         again = request.model_copy(update={"batch_size": count, "refill": True, "mapped": mapped})
-        return self._gathered(again, self.sent(again, Batch, again.table).result(), buffers)
+        return self.answer(again, self.sent(again, Batch, again.table).result())
 
     def _mapped_stacks(self, query: StackQuery, memory: MappedFrames | None) -> Leaves:
         """Return stacks out of a mapped memory, and from the server what can't be had there."""
@@ -192,14 +219,6 @@ class Fetch:
                 f"table's signature"
             )
         return trees.like(self._forms[table], values)
-
-
-def _lost(memory: MappedFrames, oldest: Array | None, rows: int) -> Rows:
-    """Return which rows were overwritten before they were copied."""
-    if oldest is None or oldest.shape != (rows,) or oldest.dtype != np.int64:
-        raise ProtocolError(f"the server answered without the oldest row of each of {rows} copies, <i8")
-    whole = memory.intact(oldest)
-    return _NONE_LOST if whole.all() else np.flatnonzero(~whole)
 
 
 def _sent_stacks(reply: Stacks) -> Leaves:

@@ -77,6 +77,12 @@ def check_places(index: Array, rows: int, frames: Mapping[str, Array]) -> None:
         )
 
 
+def check_oldest(oldest: Array | None, rows: int) -> None:
+    """Raise ProtocolError unless a server says of each of so many samples which row is the oldest."""
+    if oldest is None or oldest.shape != (rows,) or oldest.dtype != np.int64:
+        raise ProtocolError(f"the server answered without the oldest row of each of {rows} copies, <i8")
+
+
 def gather(frames: Mapping[str, Array], index: Array, buffers: Buffers, name: str) -> dict[str, Array]:
     """Return copies of frames, `[*index.shape, *obs]` of every array, in buffers.
 

@@ -64,7 +64,7 @@ class Limiter:
         check_limits(spec, capacity_steps, sampler_kind, max_times_sampled)
         return cls(spec, capacity_steps, sampler_kind, max_times_sampled)
 
-    def change(self, spec: LimiterSpec, undrawn: int | None = None) -> None:
+    def change(self, spec: LimiterSpec) -> None:
         """Put other limits in place of these; the counters stay.
 
         The surplus d goes on from its value, and the new ratio counts for the inserts from now on: else it
@@ -73,15 +73,12 @@ class Limiter:
         leave d, as it is then, at its value now.
 
         Where the ratio is the number of times that each start may be drawn, as in a queue or a stack, d
-        must say what is left to draw, or some would never be drawn. So there d becomes `undrawn` plus
-        what is leased, minus ρ for each insert of the minimum size: what it would be, had these limits
-        held from the start and every start been drawn or kept.
+        must say what is left to draw, or some would never be drawn. So there d becomes what is left, by
+        the counters, plus what is leased, minus ρ for each insert of the minimum size: what it would be,
+        had these limits held from the start. That is exact unless starts were overwritten undrawn.
 
         Args:
             spec: the new limits, for the same table and sampler.
-            undrawn: transitions that the table can still hand out; reckoned from the counters if not
-                given, which is exact unless starts were lost: overwritten before they were drawn, or
-                drawn under a lease that was given back.
 
         Raises:
             InvalidRequestError: as at creation; then nothing is changed.
@@ -89,9 +86,8 @@ class Limiter:
         check_limits(spec, self.capacity_steps, self.sampler_kind, self.max_times_sampled)
         times = _times(self.sampler_kind, self.max_times_sampled)
         if times is not None and spec.samples_per_insert == times:
-            if undrawn is None:
-                reckoned = times * self.inserts - self.consumed - self.leased
-                undrawn = max(0, min(reckoned, times * self.capacity_steps))
+            reckoned = times * self.inserts - self.consumed - self.leased
+            undrawn = max(0, min(reckoned, times * self.capacity_steps))
             surplus = float(undrawn + self.leased - times * min(self.inserts, spec.min_size))
         else:
             free = self.spec.samples_per_insert is None

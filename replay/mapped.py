@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from fornix.common.errors import FornixError
 from fornix.common.messages import Column, TableMap
 from fornix.common.signature import ArraySpec, Signature, frame_name
-from fornix.replay.stacking import Stacker, oldest_of
+from fornix.replay.stacking import Stacker
 from fornix.replay.storage import (
     GET_SEALS,
     HEADER_NBYTES,
@@ -139,10 +139,10 @@ class MappedFrames:
         """
         if self._stacker is None:
             raise UnmappableError("the mapping was let go")
-        rows, _ = self._stacker.rows(keys, 0)
-        stacks = self._stacker.gather(self._stacker.slots(rows))
+        places, oldest = self._stacker.places(keys)
+        stacks = self._stacker.gather(places)
         # a row that was overwritten before it was read lies below the floor, and so does what it led to
-        return stacks, self.intact(oldest_of(rows))
+        return stacks, self.intact(np.minimum(oldest, keys))  # what lies below the lowest integer is no row
 
     def has(self, keys: NDArray[np.int64]) -> bool:
         """Whether all these steps have been written, and none of them overwritten, as of now."""

@@ -171,14 +171,17 @@ class Memory:
         """
         stacker = stacker or self.stacker
         check_stacks(self.signature, len(keys))
-        there = (keys >= self.ring.tail) & (keys < self.ring.head)
-        rows, whole = stacker.rows(np.where(there, keys, self.ring.tail), self.ring.tail)
-        if not (there & whole).all():
+        tail, head = self.ring.tail, self.ring.head
+        there = (keys >= tail) & (keys < head)
+        places, oldest = stacker.places(np.where(there, keys, tail))
+        whole = there & (oldest >= tail)
+        if not whole.all():
+            held = f"the steps {tail} to {head - 1}" if head > tail else "no steps yet"
             raise EvictedError(
-                f"the stack of step {keys[int(np.argmin(there & whole))]} is not there: the table holds "
-                f"the steps {self.ring.tail} to {self.ring.head - 1}, and a stack must be whole"
+                f"the stack of step {keys[int(np.argmin(whole))]} is not there: the table holds {held}, "
+                f"and a stack must be whole"
             )
-        return Stacks(key=keys, stack=trees.bare(stacker.gather(stacker.slots(rows))))
+        return Stacks(key=keys, stack=trees.bare(stacker.gather(places)))
 
     def reset(self) -> None:
         """Forget all steps and all writers."""

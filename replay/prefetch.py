@@ -12,10 +12,9 @@ import numpy as np
 from fornix.common.errors import FornixError, InvalidRequestError, UnreachableError
 from fornix.common.messages import Batch, Consume, Done, Sample
 from fornix.replay.batches import DrawnT
-from fornix.replay.fetch import Fetch
+from fornix.replay.fetch import Answer, Fetch
 from fornix.replay.gather import Allocate, Buffers
 from fornix.replay.pending import Pending, make
-from fornix.replay.refill import part_of
 
 _LOG = logging.getLogger(__name__)
 _LOOK_S = 0.01  # how soon the server hears that a batch was consumed while the next is waited for
@@ -30,8 +29,7 @@ class _Flight(NamedTuple):
 class _Part(NamedTuple):
     lease: int
     """That is consumed with it; 0 with all but the last part of an answer."""
-    request: Sample
-    batch: Batch
+    answer: Answer
 
 
 class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
@@ -117,8 +115,8 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
             if not self._parts:
                 self._take_answer()
             self._count()
-            lease, request, part = self._parts[0]
-            drawn: DrawnT = self._fetch.drawn(request, part, self._sets[self._handed % len(self._sets)])
+            lease, part = self._parts[0]
+            drawn: DrawnT = self._fetch.drawn(part, self._sets[self._handed % len(self._sets)])
         except UnreachableError:
             self._silent = True
             raise
@@ -175,16 +173,10 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         lease, request, pending = self._flights[0]
         while self._held and not pending.done(_LOOK_S):
             self._tell()
-        batch = pending.result()
+        answer = self._fetch.answer(request, pending.result())
         self._flights.popleft()
-        if request.batch_size == self._batch_size:
-            self._parts.append(_Part(lease, request, batch))
-            return
-        one = request.model_copy(update={"batch_size": self._batch_size})
-        for low in range(0, request.batch_size, self._batch_size):
-            rows = slice(low, low + self._batch_size)
-            last = rows.stop == request.batch_size
-            self._parts.append(_Part(lease if last else 0, one, part_of(batch, rows)))
+        self._parts.extend(_Part(0, part) for part in answer.parts(self._batch_size))
+        self._parts[-1] = self._parts[-1]._replace(lease=lease)
 
     def _ask_ahead(self) -> None:
         """Send what is missing of the requests in flight, and say what has been consumed."""

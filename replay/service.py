@@ -215,6 +215,8 @@ class ReplayService:
         place.table.check_sample(request)
         if request.session:
             self._sessions.put(request.session, request.table, request.mapped, now)
+            if request.lease and not request.refill:
+                place.table.leases.check(request.session, request.lease)
             place.table.leases.consume(request.session, request.consumed, now)
         reply = place.sample(request)  # who waits already lacks a start, or the limiter is closed to all
         if reply is None:

@@ -21,7 +21,7 @@ from fornix.common.signature import Signature, frame_name
 Numbers = NDArray[np.int64]
 Places = NDArray[np.int32]
 
-NONE = -1
+NONE = -1  # no such row
 
 
 class Stacker:
@@ -31,27 +31,45 @@ class Stacker:
         columns: `back`, u4 [capacity], how far before each row its predecessor stands, 0 on an episode's
             first row; and those of the frames, [capacity + 1, *obs], of which the last row is zero.
         signature: that says which arrays make a frame, and how many frames a stack.
+
+    Attributes:
+        zeros: the place of the frame of zeros.
+        n_frames: in a stack.
     """
 
     def __init__(self, columns: Mapping[str, NDArray[Any]], signature: Signature) -> None:
         self._back = columns["back"]
-        self._capacity = len(self._back)
+        self._capacity = self.zeros = len(self._back)
         self._frames = {path: columns[frame_name(path)] for path in signature.frames}
         self._place = np.empty(self._capacity, np.int32)  # scratch, of which few pages are ever touched
         self.n_frames = signature.n_frames
 
-    def rows(self, numbers: Numbers, tail: int) -> tuple[Numbers, NDArray[np.bool_]]:
-        """Return the rows of each stack, and whether it is whole.
+    def places(self, numbers: Numbers) -> tuple[Places, Numbers]:
+        """Return where the frames of each stack lie, and the oldest row among them.
+
+        A stack whose oldest row lies below the tail is not whole, and its places mean nothing.
 
         Args:
             numbers: int64 [K], rows in [tail, head).
-            tail: the oldest row that counts.
 
         Returns:
-            int64 [K, n_frames], NONE before the episode's first row; and bool [K], false where a row
-            of the stack lies below `tail`: then its rows mean nothing.
+            int32 [K, n_frames], in the frame columns; the place of the frame of zeros before the
+            episode's first row. And int64 [K].
         """
-        return self._walk(numbers, self.n_frames, tail)
+        slots = numbers % self._capacity
+        places = np.empty((len(numbers), self.n_frames), np.int32)
+        places[:, -1] = slots
+        for at in range(self.n_frames - 2, -1, -1):
+            # an episode's first row leads to itself; what a row below the tail leads to is lower still
+            back = self._back.take(slots)
+            numbers = numbers - back
+            slots = numbers % self._capacity
+            places[:, at] = np.where(back == 0, self._capacity, slots)
+        return places, numbers
+
+    def oldest(self, numbers: Numbers) -> Numbers:
+        """Return int64 [K]: the oldest row of each stack, as `places` does."""
+        return self._back_by(numbers, self.n_frames - 1)
 
     def may_follow(self, numbers: Numbers, tail: int) -> NDArray[np.bool_]:
         """Return whether a step after each of `numbers` will have a whole stack.
@@ -62,22 +80,13 @@ class Stacker:
         """
         if self.n_frames == 1:
             return np.ones(len(numbers), np.bool_)
-        return self._walk(numbers, self.n_frames - 1, tail)[1]
+        whole: NDArray[np.bool_] = self._back_by(numbers, self.n_frames - 2) >= tail
+        return whole
 
-    def _walk(self, numbers: Numbers, depth: int, tail: int) -> tuple[Numbers, NDArray[np.bool_]]:
-        rows = np.empty((depth, len(numbers)), np.int64)
-        rows[-1] = current = numbers
-        for at in range(depth - 2, -1, -1):
-            # an episode's first row leads to itself; what a row below the tail leads to is lower still
-            rows[at] = current = current - self._back[current % self._capacity]
-        whole: NDArray[np.bool_] = current >= tail
-        padding = rows[:-1] == rows[1:]
-        rows[:-1][padding] = NONE
-        return rows.T, whole
-
-    def slots(self, rows: Numbers) -> Places:
-        """Return int32 places of rows in the frame columns; that of the zero frame for NONE."""
-        return np.where(rows < 0, self._capacity, rows % self._capacity).astype(np.int32)
+    def _back_by(self, numbers: Numbers, steps: int) -> Numbers:
+        for _ in range(steps):
+            numbers = numbers - self._back.take(numbers % self._capacity)
+        return numbers
 
     def gather(self, slots: Places) -> dict[str, NDArray[Any]]:
         """Return the frames in slots of any shape, `[*slots.shape, *obs]`, by their path."""
@@ -106,9 +115,3 @@ def _take(frames: NDArray[Any], slots: Places) -> NDArray[Any]:
     # mode="clip": with "raise", numpy would gather into a buffer of its own first
     np.take(frames, slots, axis=0, out=out, mode="clip")
     return out
-
-
-def oldest_of(stacks: Numbers) -> Numbers:
-    """Return int64 [K]: the oldest row of each of the stacks, int64 [K, n_frames]."""
-    oldest: Numbers = np.where(stacks < 0, stacks[:, -1:], stacks).min(axis=1)
-    return oldest

@@ -38,8 +38,7 @@ class StartIndex:
         self._state[ring.slots(np.arange(ring.tail, tail))] = _OUT
         for low in range(tail, ring.head, _SCAN_ROWS):
             rows = np.arange(low, min(low + _SCAN_ROWS, ring.head), dtype=np.int64)
-            _, whole = stacker.rows(rows, ring.tail)
-            self._state[ring.slots(rows[~whole])] = _OUT
+            self._state[ring.slots(rows[stacker.oldest(rows) < ring.tail])] = _OUT
             self.arrive(rows)
 
     def begin(self, numbers: Numbers) -> None:

@@ -14,8 +14,7 @@ step k = 1..m, reward[t+k] and γ (or 0), and zeros after it. The action of step
 row holds the action that led to it.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,26 +23,19 @@ from fornix.common import trees
 from fornix.common.messages import Batch, Episode, Sample, Transition
 from fornix.replay.ring import Ring
 from fornix.replay.samplers import Draw
-from fornix.replay.stacking import NONE, Numbers, Stacker, oldest_of
+from fornix.replay.stacking import NONE, Numbers, Places, Stacker
 from fornix.replay.storage import EXTRA_PREFIX
 
 
-@dataclass(frozen=True)
-class _Windows:
-    """The rows of B units: `rows` [B, n_frames + T], NONE where there is none."""
+class _Windows(NamedTuple):
+    """Where B units lie, of T steps each."""
 
-    rows: Numbers
-    n_frames: int
-
-    @property
-    def following(self) -> Numbers:
-        """[B, T]: the rows after each start."""
-        return self.rows[:, self.n_frames :]
-
-    @property
-    def acted_in(self) -> Numbers:
-        """[B, T]: the rows before those."""
-        return self.rows[:, self.n_frames - 1 : -1]
+    places: Places
+    """[B, n_frames + T]: of the frames of each stack, then of the rows after it; else of the zeros."""
+    oldest: Numbers
+    """[B]: the oldest row of each stack."""
+    following: Numbers
+    """[B, T]: the rows after each start, or NONE."""
 
 
 def assemble(ring: Ring, stacker: Stacker, draw: Draw, span: int, members: int, request: Sample) -> Batch:
@@ -62,18 +54,21 @@ def assemble(ring: Ring, stacker: Stacker, draw: Draw, span: int, members: int, 
     there = windows.following >= 0
     steps = np.count_nonzero(there, axis=1)
     last = windows.following[np.arange(len(steps)), steps - 1]
-    rewards = np.where(there, ring.read("reward", windows.following), 0).astype(np.float64)
+    # of steps that are not there the last row's, to be masked
+    slots = ring.slots(windows.following)
+    rewards = np.where(there, ring.column("reward")[slots], 0).astype(np.float64)
     terminated = ring.read("terminated", last)
     if isinstance(request.unit, Transition):
         powers = request.discount ** np.arange(span + 1)
         reward = rewards @ powers[:-1]
         discount = np.where(terminated, 0.0, powers[steps])
-        columns = _columns(ring, windows.following[:, 0], draw.numbers, None)
+        columns = _columns(ring, slots[:, 0], ring.slots(draw.numbers), None)
     else:
         reward = rewards
         discount = np.where(there, request.discount, 0.0)
         discount[np.flatnonzero(terminated), steps[terminated] - 1] = 0.0
-        columns = _columns(ring, windows.following, windows.acted_in, there)
+        acted_in = np.concatenate([draw.numbers[:, None], windows.following[:, :-1]], axis=1)
+        columns = _columns(ring, slots, ring.slots(acted_in), there)
     return Batch(
         key=draw.numbers,
         next_key=last,
@@ -89,26 +84,27 @@ def assemble(ring: Ring, stacker: Stacker, draw: Draw, span: int, members: int, 
 
 
 def _walk(ring: Ring, stacker: Stacker, starts: Numbers, span: int, cut: bool) -> _Windows:
-    stacks, _ = stacker.rows(starts, ring.tail)
-    rows = np.full((stacker.n_frames + span, len(starts)), NONE, np.int64)
-    rows[: stacker.n_frames] = stacks.T
+    stacks, oldest = stacker.places(starts)
+    following = np.full((len(starts), span), NONE, np.int64)
     current = starts
-    for at in range(stacker.n_frames, len(rows)):
+    for at in range(span):
         current = ring.after(current)
         if cut and (current < 0).all():
-            rows = rows[:at]
+            following = following[:, :at]
             break
-        rows[at] = current
-    return _Windows(rows.T, stacker.n_frames)
+        following[:, at] = current
+    after = np.where(following < 0, stacker.zeros, following % ring.capacity)
+    places = np.concatenate([stacks, after], axis=1, dtype=np.int32, casting="same_kind")
+    return _Windows(places, oldest, following)
 
 
 def _columns(
     ring: Ring, decided: Numbers, acted_in: Numbers, there: NDArray[np.bool_] | None
 ) -> dict[str, Any]:
-    """Return actions, policy versions and extras; zeros where no step is `there` (None: everywhere)."""
+    """Return actions, policy versions and extras of slots; zeros where no step is `there`, if not None."""
 
-    def read(name: str, rows: Numbers) -> NDArray[Any]:
-        values = ring.read(name, rows)
+    def read(name: str, slots: Numbers) -> NDArray[Any]:
+        values = ring.column(name)[slots]
         if there is not None:
             values[~there] = 0
         return values
@@ -134,8 +130,7 @@ def _weights(probability: NDArray[np.float64], members: int, exponent: float) ->
 
 
 def _frames(stacker: Stacker, windows: _Windows, mapped: bool) -> dict[str, Any]:
-    slots = stacker.slots(windows.rows)
     if mapped:
-        return {"index": slots, "oldest": oldest_of(windows.rows[:, : windows.n_frames])}
-    places, frames = stacker.gather_once(slots)
+        return {"index": windows.places, "oldest": windows.oldest}
+    places, frames = stacker.gather_once(windows.places)
     return {"index": places, "frame": trees.bare(frames)}

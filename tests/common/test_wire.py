@@ -253,7 +253,7 @@ MESSAGES = {
         Report,
         source=names,
         doing=words,
-        metrics=st.dictionaries(words.filter(len), st.floats(), max_size=3),
+        metrics=st.dictionaries(names, st.floats(), max_size=3),
     ),
     "done": st.builds(Done),
     "error": st.builds(Refused, code=words, message=words),

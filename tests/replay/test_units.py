@@ -222,6 +222,14 @@ def test_who_waits_for_a_start_is_told_what_it_lacks(unit, said):
     assert f"{said}; more steps open it" in why
 
 
+def test_sequences_that_overlap_too_much_are_refused():
+    text = "length 4096 with overlap 4095 puts each step into 4096 sequences; the limit is 64; lower one"
+    with pytest.raises(ValidationError, match=text):
+        Sequence(length=4096, overlap=4095)
+    assert Sequence(length=64, overlap=63).period == 1
+    assert Sequence(length=4096, overlap=4032).period == 64
+
+
 def test_a_unit_that_a_table_could_never_hold_is_refused():
     table = a_table(capacity=8, n_frames=4)
     table.check_sample(sample(unit=Transition(n_step=4)))
