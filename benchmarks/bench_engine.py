@@ -30,9 +30,7 @@ import zmq
 from numpy.typing import NDArray
 from workloads import (
     BATCH_SIZE,
-    IN_FLIGHT,
     LANES,
-    PER_REQUEST,
     TABLE,
     WORKLOADS,
     BackgroundWriter,
@@ -91,9 +89,7 @@ def gather_rate(workload: Workload, scheme: str, options: argparse.Namespace) ->
     alone, floor, meanwhile, written = [], [], [], []
     with a_server(scheme, workload) as address, Client.connect(address, memory=memory) as client:
         writer = BackgroundWriter(address, workload, memory)
-        batches = client.batches(
-            TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, per_request=PER_REQUEST[workload.name]
-        )
+        batches = workload.batches(client, memory)
         places = some_places(address, workload)
         draw(batches, 0.3)
         for _ in range(options.rounds):
@@ -115,10 +111,10 @@ def gather_rate(workload: Workload, scheme: str, options: argparse.Namespace) ->
 
 
 def some_places(address: str, workload: Workload) -> list[NDArray[np.int32]]:
-    """Return where the frames of some batches lie, as the server tells them."""
+    """Return where the frames of many batches lie, as the server tells them; few rows are in none."""
     with Client.connect(address, memory="mapped") as client:
-        batches = [client.sample(TABLE, BATCH_SIZE).result() for _ in range(32)]
-        return [batch.batch.index for batch in batches]
+        asked = [client.sample(TABLE, BATCH_SIZE) for _ in range(workload.capacity_steps // BATCH_SIZE)]
+        return [each.result().batch.index for each in asked]
 
 
 def takes(frames: NDArray[Any], places: list[NDArray[np.int32]], seconds: float) -> float:

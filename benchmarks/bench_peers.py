@@ -20,8 +20,10 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,6 @@ import numpy as np
 from workloads import (
     BATCH_SIZE,
     IN_FLIGHT,
-    PER_REQUEST,
     TABLE,
     WORKLOADS,
     BackgroundWriter,
@@ -38,11 +39,12 @@ from workloads import (
     a_server,
     draw,
     ratios,
+    resident_bytes,
     spread,
 )
 
 from fornix.commands.shared import write_json
-from fornix.replay import Client
+from fornix.replay import Client, Prefetch
 
 PEERS = Path(__file__).parent / "peers"
 #: The script of each peer's driver, and its settings where they aren't the best.
@@ -55,8 +57,10 @@ DRIVERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SERVERS = ("reverb", "reverb-frames")
 
-Measure = Callable[[float], float]
+#: Takes seconds; returns the rate as "value", and what was "written" meanwhile if anything was.
+Measure = Callable[[float], dict[str, float]]
 Rates = dict[str, list[float]]
+MEANWHILE = ", steps written meanwhile"
 
 
 @dataclass(frozen=True)
@@ -143,8 +147,8 @@ class Peer:
 
 
 @contextlib.contextmanager
-def fornix(workload: Workload) -> Iterator[dict[str, Measure]]:
-    """Start servers, a writer for each, and clients; yield what can be measured."""
+def fornix(workload: Workload) -> Iterator[tuple[dict[str, Measure], int]]:
+    """Start servers, a writer for each, and clients; yield what can be measured, and a server's memory."""
     with contextlib.ExitStack() as stack:
         measures: dict[str, Measure] = {}
         for scheme, memory in (("ipc", "mapped"), ("tcp", "socket")):
@@ -153,46 +157,50 @@ def fornix(workload: Workload) -> Iterator[dict[str, Measure]]:
             client = stack.enter_context(Client.connect(address, memory=memory))  # type: ignore[arg-type]
             writer = BackgroundWriter(address, workload, memory)
             stack.callback(writer.close)
-            batches = client.batches(
-                TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, per_request=PER_REQUEST[workload.name]
-            )
+            batches = workload.batches(client, memory)
             stack.callback(batches.close)
-            measures[f"uniform, {name}"] = lambda seconds, batches=batches: draw(batches, seconds)
-            measures[f"uniform while writing, {name}"] = lambda seconds, batches=batches, writer=writer: (
-                draw_while_writing(batches, writer, seconds)
-            )
+            measures[f"uniform, {name}"] = partial(drawn, batches)
+            measures[f"uniform while writing, {name}"] = partial(drawn_while_writing, batches, writer)
             if name == "mapped":
                 measures |= writing(client, workload)
-        measures["prioritized, mapped"] = prioritized(workload, stack)
-        yield measures
+        address = stack.enter_context(a_server("ipc", workload, "prioritized"))
+        client = stack.enter_context(Client.connect(address, memory="mapped"))
+        measures["prioritized, mapped"] = prioritized(workload, client, stack)
+        yield measures, resident_bytes(client)
 
 
 def writing(client: Client, workload: Workload) -> dict[str, Measure]:
+    each, many = Rows(client, workload, "each"), Rows(client, workload, "many", at_once=10)
     return {
-        "steps written, stack for each": Rows(client, workload, "each").steps_per_s,
-        "steps appended": Rows(client, workload, "many", at_once=10).steps_per_s,
+        "steps written, stack for each": lambda seconds: {"value": each.steps_per_s(seconds)},
+        "steps appended": lambda seconds: {"value": many.steps_per_s(seconds)},
     }
 
 
-def draw_while_writing(batches: Any, writer: BackgroundWriter, seconds: float) -> float:
+def drawn(batches: Prefetch[Any], seconds: float) -> dict[str, float]:
+    return {"value": draw(batches, seconds)}
+
+
+def drawn_while_writing(
+    batches: Prefetch[Any], writer: BackgroundWriter, seconds: float
+) -> dict[str, float]:
     with writer.writing() as written_per_s:
-        rate = draw(batches, seconds)
-        assert written_per_s() > 0
-    return rate
+        return {"value": draw(batches, seconds), "written": written_per_s()}
 
 
-def prioritized(workload: Workload, stack: contextlib.ExitStack) -> Measure:
-    """Every batch's keys get new priorities, which are acknowledged before the next batch is taken."""
-    address = stack.enter_context(a_server("ipc", workload, "prioritized"))
-    client = stack.enter_context(Client.connect(address, memory="mapped"))
-    batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, importance_exponent=0.4)
+def prioritized(workload: Workload, client: Client, stack: contextlib.ExitStack) -> Measure:
+    """Every batch's keys get new priorities; one such request may be under way."""
+    batches = client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, per_request=4, importance_exponent=0.4)
     stack.callback(batches.close)
     fresh = itertools.cycle(np.random.default_rng(1).uniform(0.1, 1.0, (64, BATCH_SIZE)))
+    under_way: deque[Any] = deque()
 
     def update(batch: Any) -> None:
-        assert client.update_priorities(TABLE, batch.key, next(fresh)).result().applied == BATCH_SIZE
+        under_way.append(client.update_priorities(TABLE, batch.key, next(fresh)))
+        if len(under_way) > 1:
+            assert under_way.popleft().result().applied == BATCH_SIZE
 
-    return lambda seconds: draw(batches, seconds, update)
+    return lambda seconds: {"value": draw(batches, seconds, update)}
 
 
 def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
@@ -203,14 +211,15 @@ def measure(workload: Workload, options: argparse.Namespace) -> dict[str, Any]:
             peers[name] = Peer(options.peers_python, name, workload)
             stack.callback(peers[name].close)
             print(f"{name}: {json.dumps(peers[name].ready)}", file=sys.stderr, flush=True)
-        ours = stack.enter_context(fornix(workload))
-        rates: Rates = {f"fornix: {name}": [] for name in ours}
+        ours, fornix_memory = stack.enter_context(fornix(workload))
+        rates: Rates = {}
         for round_ in range(options.rounds + 1):
-            for rated, value in one_round(ours, peers, options.seconds if round_ else 0.5):
+            for name, value in one_round(ours, peers, options.seconds if round_ else 0.5):
                 if round_:  # the first warms up
-                    rates.setdefault(rated, []).append(value)
+                    rates.setdefault(name, []).append(value)
     ready = {name: peer.ready for name, peer in peers.items()}
-    return {"rates": rates, "peers": ready}
+    memory = {name: answer["memory_bytes"] for name, answer in ready.items()}
+    return {"rates": rates, "peers": ready, "memory_bytes": {"fornix": fornix_memory} | memory}
 
 
 def one_round(
@@ -226,9 +235,15 @@ def one_round(
     for kind, (theirs, names) in kinds.items():
         for name, run in ours.items():
             if name.startswith(kind):
-                yield f"fornix: {name}", run(seconds)
+                yield from rated(f"fornix: {name}", run(seconds))
         for name in names:
-            yield f"{name}: {theirs}", float(peers[name].measure(theirs, seconds)["value"])
+            yield from rated(f"{name}: {theirs}", peers[name].measure(theirs, seconds))
+
+
+def rated(name: str, found: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    yield name, float(found["value"])
+    if "written" in found:
+        yield name + MEANWHILE, float(found["written"])
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -246,16 +261,19 @@ def table(found: dict[str, Any]) -> list[str]:
     return texts
 
 
-def memory_lines(found: dict[str, Any]) -> list[str]:
+def other_lines(found: dict[str, Any]) -> list[str]:
+    """Return what has no figure to reach: memory, and what was written while samples were drawn."""
     lines = []
     for name, workload in WORKLOADS.items():
-        ours = workload.capacity_steps * workload.signature.frame_nbytes
-        for peer, ready in found[name]["peers"].items():
-            theirs = ready["memory_bytes"]
+        memory = found[name]["memory_bytes"]
+        for system, nbytes in memory.items():
             lines.append(
-                f"{name}: {peer} takes {theirs / 1e6:,.0f} MB for {workload.capacity_steps:,} steps, "
-                f"whose frames are {ours / 1e6:,.0f} MB in fornix ({theirs / ours:.1f} times)"
+                f"{name}: {system} takes {nbytes / 1e6:,.0f} MB for {workload.capacity_steps:,} steps, "
+                f"{nbytes / memory['fornix']:.1f} times what fornix does"
             )
+        for rated, values in found[name]["rates"].items():
+            if rated.endswith(MEANWHILE):
+                lines.append(f"{name}: {rated}: {spread(values)['median']:,.0f}/s")
     return lines
 
 
@@ -289,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {name: measure(workload, options) for name, workload in WORKLOADS.items()}
     out = sys.stderr if options.json == "-" else sys.stdout
     print(f"{os.cpu_count()} CPUs, {options.rounds} rounds; median ratio (least to most)", file=out)
-    print(*table(found), *memory_lines(found), sep="\n", file=out)
+    print(*table(found), *other_lines(found), sep="\n", file=out)
     if options.picture:
         draw_picture(found, options.picture)
     if options.json:

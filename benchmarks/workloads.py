@@ -7,6 +7,7 @@ in stacks of 4. Batches are of 256 transitions with n-step 1.
 import contextlib
 import itertools
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -22,7 +23,15 @@ from fornix.replay import ArraySpec, Client, Prefetch, Signature, Steps, TableSp
 from fornix.replay.role import serve
 
 BATCH_SIZE, IN_FLIGHT, EPISODE_STEPS, LANES = 256, 2, 50, 40
-PER_REQUEST = {"vector": 8, "pixels": 1}  # batches: large ones gain nothing by being asked for together
+#: Batches that one request asks for, by workload and the way that frames come: where a batch takes long
+#: anyway, or a large answer takes fresh memory, nothing is gained by asking for more at once.
+PER_REQUEST = {
+    ("vector", "mapped"): 32,
+    ("vector", "socket"): 8,
+    ("pixels", "mapped"): 1,
+    ("pixels", "socket"): 1,
+}
+AHEAD = IN_FLIGHT * max(PER_REQUEST.values())
 TABLE = "bench"
 
 
@@ -33,6 +42,11 @@ class Workload:
     dtype: str
     n_frames: int
     capacity_steps: int
+
+    def batches(self, client: Client, memory: str, **options: Any) -> Prefetch[Any]:
+        """Return an iterator over batches, with the settings that are best for it."""
+        per_request = PER_REQUEST[self.name, memory]
+        return client.batches(TABLE, BATCH_SIZE, in_flight=IN_FLIGHT, per_request=per_request, **options)
 
     @property
     def signature(self) -> Signature:
@@ -125,7 +139,9 @@ def fill(client: Client, workload: Workload, steps: int | None = None) -> None:
 
 
 def draw(batches: Prefetch[Any], seconds: float, after: Callable[[Any], None] | None = None) -> float:
-    """Return the samples/s that come out of an iterator over batches."""
+    """Return the samples/s of an iterator over batches; those that were there already don't count."""
+    for _ in range(AHEAD):
+        next(batches)
     count, began = 0, time.perf_counter()
     while (spent := time.perf_counter() - began) < seconds:
         batch = next(batches)
@@ -157,6 +173,12 @@ def a_server(scheme: str, workload: Workload, sampler: str = "uniform") -> Itera
             client.create_table(TABLE, workload.spec(sampler))
             fill(client, workload)
             yield address
+
+
+def resident_bytes(client: Client) -> int:
+    """Return the resident memory of a client's server, Python's own included."""
+    with open(f"/proc/{client.info().server['pid']}/statm") as numbers:
+        return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _free_port() -> int:

@@ -41,7 +41,11 @@ def like(tree: Any, values: Mapping[str, Made], path: str = "") -> Any:
 
 def mapped(tree: Any, function: Callable[[Any], Any]) -> Any:
     """Return a tree of the same form, with `function` of every leaf."""
-    return like(tree, {path: function(leaf) for path, leaf in leaves(tree).items()})
+    if isinstance(tree, Mapping):
+        return {name: mapped(inner, function) for name, inner in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(mapped(inner, function) for inner in tree)
+    return function(tree)
 
 
 def bare(values: dict[str, Made]) -> Made | dict[str, Made]:

@@ -79,7 +79,7 @@ class Transitions(Drawn):
 
     n_step: int
 
-    @property
+    @cached_property
     def n_frames(self) -> int:
         """Frames in a stack."""
         return self._width - self.n_step
@@ -93,7 +93,7 @@ class Transitions(Drawn):
     def next_stack(self) -> Any:
         """[B, n_frames, *obs]: the states that they bootstrap from; views if none is cut short."""
         steps, n_frames = self.batch.steps, self.n_frames
-        if (steps == self.n_step).all():
+        if self.n_step == 1 or (steps == self.n_step).all():
             return self._views(lambda window: window[:, self.n_step :])
         first = np.arange(0, len(steps) * self._width, self._width) + steps
         index = first[:, None] + np.arange(n_frames)
@@ -120,7 +120,7 @@ class Sequences(Drawn):
         learned[:, : self.burn_in] = False
         return learned
 
-    @property
+    @cached_property
     def n_frames(self) -> int:
         """Frames in a stack."""
         return self._width - int(self.mask.shape[1])

@@ -49,8 +49,7 @@ class Answer(NamedTuple):
             yield self
             return
         request = self.request.model_copy(update={"batch_size": batch_size})
-        for low in range(0, self.request.batch_size, batch_size):
-            part = refill.part_of(self.batch, slice(low, low + batch_size))
+        for part in refill.parts_of(self.batch, batch_size):
             yield self._replace(request=request, batch=part)
 
     def gathered(self, buffers: Buffers) -> tuple[Leaves, Rows]:

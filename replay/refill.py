@@ -1,6 +1,6 @@
 """The samples of a batch: checked as they come, and put in place of others whose rows were overwritten."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,16 +37,23 @@ def check(batch: Batch, request: Sample) -> None:
         )
 
 
-def part_of(batch: Batch, rows: slice) -> Batch:
-    """Return some samples of a batch as a batch of their own; views, but for the weights."""
-    made = {
-        name: array[rows]
+def parts_of(batch: Batch, batch_size: int) -> Iterator[Batch]:
+    """Yield so many samples at a time, each as a batch of its own; views, but for the weights."""
+
+    def parted(array: Array) -> Array:
+        return array.reshape(-1, batch_size, *array.shape[1:])
+
+    named = {
+        name: parted(array)
         for name in (*_OF_SAMPLES, *_OF_STEPS, "index", "oldest", "mask")
         if (array := getattr(batch, name)) is not None
     }
-    made["weight"] = made["weight"] / made["weight"].max()
-    made["extras"] = {name: array[rows] for name, array in batch.extras.items()}
-    return batch.model_copy(update=made)
+    named["weight"] = named["weight"] / named["weight"].max(axis=1, keepdims=True)
+    extras = {name: parted(array) for name, array in batch.extras.items()}
+    for at, values in enumerate(zip(*named.values(), strict=True)):
+        update: dict[str, Any] = dict(zip(named, values, strict=True))
+        update["extras"] = {name: array[at] for name, array in extras.items()}
+        yield batch.model_copy(update=update)
 
 
 def put_all(request: Sample, into: Filled, more: Filled, rows: NDArray[np.intp]) -> Filled:
