@@ -13,9 +13,9 @@ from fornix.actor.policies import GreedyPolicy
 from fornix.actor.process import make_network, table_spec
 from fornix.actor.vector import AgentGroup, Policy, VectorActor
 from fornix.common.config import RunConfig
-from fornix.common.messages import LimiterSpec
 from fornix.common.policies import policy_groups
 from fornix.common.seeding import seed_for
+from fornix.common.specs import LimiterSpec
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService

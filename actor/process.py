@@ -13,11 +13,12 @@ from fornix.actor.policies import GreedyPolicy, epsilon_schedule
 from fornix.actor.vector import AgentGroup, VectorActor
 from fornix.common.config import RunConfig
 from fornix.common.errors import SignatureError
-from fornix.common.messages import LimiterSpec, Stacks, TableSpec
+from fornix.common.messages import Stacks
 from fornix.common.networks import ImplicitQuantileNetwork
 from fornix.common.policies import policy_groups
 from fornix.common.seeding import seed_for
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.common.weights import Weights, WeightsSource
 from fornix.replay.client import Client
 

@@ -45,7 +45,8 @@ from workloads import (
 )
 
 from fornix.commands.shared import write_json
-from fornix.common.messages import Observe, Sample, SamplerSpec, StackQuery, Stacks, TableSpec
+from fornix.common.messages import Observe, Sample, StackQuery, Stacks
+from fornix.common.specs import SamplerSpec, TableSpec
 from fornix.common.wire import encode
 from fornix.replay import Client
 from fornix.replay.memory import Memory
@@ -344,10 +345,11 @@ def measure_writers(options: argparse.Namespace) -> Figures:
             rates[count].append(sum(written) / options.seconds)
             if count == max(MANY_WRITERS):
                 poorest.append(min(written) * count / sum(written))
-    best = [max(rates[count][at] for count in MANY_WRITERS) for at in range(options.rounds)]
+    best = max(MANY_WRITERS, key=lambda count: statistics.median(rates[count]))
     return {
         "steps_per_s": {str(count): spread(values, 0) for count, values in rates.items()},
-        "share_of_the_best_count": ratios(rates[max(MANY_WRITERS)], best),
+        "best_count": best,
+        "share_of_the_best_count": ratios(rates[max(MANY_WRITERS)], rates[best]),
         "poorest_of_an_even_share": spread(poorest),
     }
 

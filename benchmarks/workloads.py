@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.common.messages import SamplerSpec
+from fornix.common.specs import SamplerSpec
 from fornix.replay import ArraySpec, Client, Prefetch, Signature, Steps, TableSpec
 from fornix.replay.role import serve
 

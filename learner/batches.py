@@ -14,8 +14,8 @@ import torch
 
 from fornix.common.config import LearnerConfig
 from fornix.common.errors import FornixError, UnknownTableError, UnreachableError, WaitTimeoutError
-from fornix.common.messages import Transition
 from fornix.common.signature import Signature
+from fornix.common.specs import Transition
 from fornix.learner.transfer import Transfer
 from fornix.learner.update import Batch
 from fornix.replay.batches import Transitions

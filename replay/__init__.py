@@ -4,19 +4,9 @@ All that an agent of one's own needs is here, and none of it needs torch.
 """
 
 from fornix.common.errors import FornixError
-from fornix.common.messages import (
-    FIRST,
-    LAST,
-    MID,
-    Episode,
-    LimiterSpec,
-    SamplerSpec,
-    Sequence,
-    Stacks,
-    TableSpec,
-    Transition,
-)
+from fornix.common.messages import FIRST, LAST, MID, Stacks
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import Episode, LimiterSpec, SamplerSpec, Sequence, TableSpec, Transition
 from fornix.replay.batches import Sequences, Transitions
 from fornix.replay.client import Client
 from fornix.replay.lane_stacks import LaneStacks

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from fornix.common import trees
 from fornix.common.errors import ProtocolError
-from fornix.common.messages import Batch, Sample, Transition
+from fornix.common.messages import Batch, Sample
+from fornix.common.specs import Transition
 from fornix.replay.gather import Array, Buffers, gather
 
 

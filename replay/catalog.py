@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fornix.common.errors import InvalidRequestError, SignatureError, UnknownTableError
-from fornix.common.messages import Refused, TableSpec
+from fornix.common.messages import Refused
+from fornix.common.specs import TableSpec
 from fornix.common.validation import nearest
 from fornix.replay.checks import check_table
 from fornix.replay.memory import Memory
@@ -107,8 +108,8 @@ class Catalog:
         self._made += 1
         return True
 
-    def drop(self, name: str) -> Place:
-        """Remove a table, and return what it was; refused while others draw from its rows."""
+    def drop(self, name: str) -> None:
+        """Remove a table; refused while others draw from its rows."""
         place = self[name]
         others = [other.name for other in place.group if other is not place]
         if place.table.spec.rows_of is None and others:
@@ -116,7 +117,7 @@ class Catalog:
                 f"{', '.join(others)} draw from the rows of table {name!r}; drop them first"
             )
         place.close()
-        return self._places.pop(name)
+        del self._places[name]
 
     def close(self) -> None:
         """Drop everything."""

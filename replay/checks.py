@@ -4,20 +4,9 @@ import numpy as np
 
 from fornix.common import trees
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import (
-    LAST,
-    MAX_BATCH,
-    MAX_LANES,
-    Array,
-    Observe,
-    Sample,
-    Sequence,
-    TableSpec,
-    Transition,
-    Unit,
-    UpdatePriorities,
-)
+from fornix.common.messages import LAST, MAX_BATCH, MAX_LANES, Array, Observe, Sample, UpdatePriorities
 from fornix.common.signature import Signature
+from fornix.common.specs import Sequence, TableSpec, Transition, Unit
 from fornix.common.wire import MAX_MESSAGE_BYTES
 from fornix.replay.lanes import Writer
 from fornix.replay.ring import held_at_least

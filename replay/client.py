@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack, overload
 
 import numpy as np
 import zmq
@@ -17,34 +17,38 @@ from fornix.common.messages import (
     Hello,
     Info,
     InfoQuery,
-    LimiterSpec,
     ListTables,
     OpenWriter,
+    PrioritiesUpdated,
     Report,
     Request,
     ResetTable,
+    Sample,
     SetLimiter,
     Stacks,
     TableCreated,
     Tables,
-    TableSpec,
+    UpdatePriorities,
     Welcome,
     WriterOpened,
 )
 from fornix.common.signature import Signature
+from fornix.common.specs import Episode, LimiterSpec, Sequence, TableSpec, Transition, Unit
 from fornix.common.transport import Transport, ZmqTransport
 from fornix.common.validation import nearest
-from fornix.replay.drawing import Drawing
+from fornix.replay.batches import Sequences, Transitions
 from fornix.replay.fetch import Fetch
+from fornix.replay.gather import Buffers
 from fornix.replay.maps import Maps, MemoryChoice, MemoryPath
 from fornix.replay.pending import Pending, ReplyT, expect, make
+from fornix.replay.prefetch import Prefetch, PrefetchOptions, session_of
 from fornix.replay.writer import Writer
 
+_ONE_STEP = Transition()
 
-class Client(Drawing):
+
+class Client:
     """A client of one replay server; for use by one thread.
-
-    How it draws is in `fornix.replay.drawing`.
 
     Args:
         transport: to the server; `Client.connect` makes one of an address.
@@ -55,7 +59,9 @@ class Client(Drawing):
     def __init__(self, transport: Transport, name: str = "client", memory: MemoryChoice = "socket") -> None:
         self._transport = transport
         self._maps = Maps(transport, memory, name)
-        super().__init__(Fetch(transport, self._maps, self.signature), name)
+        self._fetch = Fetch(transport, self._maps, self.signature)
+        self._name = name
+        self._session = session_of(name)
 
     @classmethod
     def connect(
@@ -176,6 +182,116 @@ class Client(Drawing):
         """Return the stacks of steps by their keys, or raise EvictedError."""
         return self._fetch.query(table, keys)
 
+    @overload
+    def sample(
+        self,
+        table: str,
+        batch_size: int,
+        unit: Transition = ...,
+        *,
+        discount: float = ...,
+        importance_exponent: float = ...,
+        timeout_s: float = ...,
+    ) -> Pending[Transitions]: ...
+
+    @overload
+    def sample(
+        self,
+        table: str,
+        batch_size: int,
+        unit: Sequence | Episode,
+        *,
+        discount: float = ...,
+        importance_exponent: float = ...,
+        timeout_s: float = ...,
+    ) -> Pending[Sequences]: ...
+
+    def sample(
+        self,
+        table: str,
+        batch_size: int,
+        unit: Unit = _ONE_STEP,
+        *,
+        discount: float = 0.99,
+        importance_exponent: float = 0.0,
+        timeout_s: float = 10.0,
+    ) -> Pending[Transitions] | Pending[Sequences]:
+        """Ask for one batch, which stays as it is; it is charged as it is drawn.
+
+        Args:
+            table: to draw from, by its sampler.
+            batch_size: B.
+            unit: what is drawn: `Transition(n_step)`, `Sequence(length, overlap, burn_in)` or
+                `Episode(max_steps)`.
+            discount: γ.
+            importance_exponent: β of the importance weights, 0 for none.
+            timeout_s: how long the server may wait for data before it refuses with WaitTimeoutError.
+        """
+        request = _sample(table, batch_size, unit, discount, importance_exponent, timeout_s)
+        pending: Pending[Transitions] = self._fetch.sample(
+            request.model_copy(update={"session": self._session}), Buffers()
+        )
+        return pending
+
+    @overload
+    def batches(
+        self,
+        table: str,
+        batch_size: int,
+        unit: Transition = ...,
+        *,
+        discount: float = ...,
+        importance_exponent: float = ...,
+        timeout_s: float = ...,
+        **options: Unpack[PrefetchOptions],
+    ) -> Prefetch[Transitions]: ...
+
+    @overload
+    def batches(
+        self,
+        table: str,
+        batch_size: int,
+        unit: Sequence | Episode,
+        *,
+        discount: float = ...,
+        importance_exponent: float = ...,
+        timeout_s: float = ...,
+        **options: Unpack[PrefetchOptions],
+    ) -> Prefetch[Sequences]: ...
+
+    def batches(
+        self,
+        table: str,
+        batch_size: int,
+        unit: Unit = _ONE_STEP,
+        *,
+        discount: float = 0.99,
+        importance_exponent: float = 0.0,
+        timeout_s: float = 10.0,
+        **options: Unpack[PrefetchOptions],
+    ) -> Prefetch[Transitions] | Prefetch[Sequences]:
+        """Return an iterator over batches that are asked for ahead, in memory that is used again.
+
+        A batch stays as it is until the next is asked for, and counts as consumed then; `Prefetch` says
+        this exactly, and which `options` change it. The other arguments are those of `sample`.
+        """
+        request = _sample(table, batch_size, unit, discount, importance_exponent, timeout_s)
+        made: Prefetch[Transitions] = Prefetch(self._fetch, request, self._name, **options)
+        return made
+
+    def update_priorities(
+        self, table: str, key: NDArray[np.int64], priority: NDArray[np.floating]
+    ) -> Pending[PrioritiesUpdated]:
+        """Set the priorities of steps that were drawn.
+
+        Args:
+            table: with a `prioritized` sampler.
+            key: int64 [K], as `batch.key` has them; of a key that is there twice, the last counts.
+            priority: float64 or float32 [K], finite and >= 0; what has 0 is not drawn.
+        """
+        request = make(UpdatePriorities, table=table, key=key, priority=priority)
+        return self._fetch.sent(request, PrioritiesUpdated, table)
+
     def info(self) -> Info:
         """Return what the server holds and does."""
         return self._ask(InfoQuery(), Info)
@@ -187,3 +303,22 @@ class Client(Drawing):
 
     def _ask(self, request: Request, kind: type[ReplyT]) -> ReplyT:
         return Pending(self._transport, request, expect(kind)).result()
+
+
+def _sample(
+    table: str,
+    batch_size: int,
+    unit: Unit,
+    discount: float,
+    importance_exponent: float,
+    timeout_s: float,
+) -> Sample:
+    return make(
+        Sample,
+        table=table,
+        batch_size=batch_size,
+        unit=unit,
+        discount=discount,
+        importance_exponent=importance_exponent,
+        timeout_s=timeout_s,
+    )

@@ -20,11 +20,8 @@ lets inserts go ahead.)
 import math
 from dataclasses import dataclass, field
 
-from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import LimiterSpec
-from fornix.replay.ring import held_at_least
-
-_MAX_BOUND = 1e15  # below it a float64 still counts single transitions
+from fornix.common.specs import LimiterSpec
+from fornix.replay.limits import bounds, check_limits, number
 
 
 @dataclass(frozen=True)
@@ -42,8 +39,8 @@ class Limiter:
 
     spec: LimiterSpec
     capacity_steps: int
-    sampler_kind: str = "uniform"
-    max_times_sampled: int | None = None
+    uses: int | None = None
+    """How often each start may be drawn; None for any number."""
     inserts: int = 0
     consumed: int = 0
     leased: int = 0
@@ -53,16 +50,10 @@ class Limiter:
         self._origin = _Origin(self.spec.min_size)
 
     @classmethod
-    def create(
-        cls,
-        spec: LimiterSpec,
-        capacity_steps: int,
-        sampler_kind: str = "uniform",
-        max_times_sampled: int | None = None,
-    ) -> "Limiter":
+    def create(cls, spec: LimiterSpec, capacity_steps: int, uses: int | None = None) -> "Limiter":
         """Return a limiter for a table, or raise InvalidRequestError if it could never open."""
-        check_limits(spec, capacity_steps, sampler_kind, max_times_sampled)
-        return cls(spec, capacity_steps, sampler_kind, max_times_sampled)
+        check_limits(spec, capacity_steps, uses)
+        return cls(spec, capacity_steps, uses)
 
     def change(self, spec: LimiterSpec) -> None:
         """Put other limits in place of these; the counters stay.
@@ -83,8 +74,8 @@ class Limiter:
         Raises:
             InvalidRequestError: as at creation; then nothing is changed.
         """
-        check_limits(spec, self.capacity_steps, self.sampler_kind, self.max_times_sampled)
-        times = _times(self.sampler_kind, self.max_times_sampled)
+        check_limits(spec, self.capacity_steps, self.uses)
+        times = self.uses
         if times is not None and spec.samples_per_insert == times:
             reckoned = times * self.inserts - self.consumed - self.leased
             undrawn = max(0, min(reckoned, times * self.capacity_steps))
@@ -143,7 +134,7 @@ class Limiter:
         )
         return (
             f"{self.consumed} transitions have been drawn for {self.inserts} inserts{leased}, a surplus "
-            f"of {_number(self._left())}, as far ahead of {self._limit('min_surplus')} allows; inserts "
+            f"of {number(self._left())}, as far ahead of {self._limit('min_surplus')} allows; inserts "
             f"still needed: {needed}{waits}"
         )
 
@@ -154,7 +145,7 @@ class Limiter:
         leased = f" ({self.leased} more are leased and not yet consumed)" if self.leased else ""
         return (
             f"{self.inserts} inserts have been made and {self.consumed} transitions drawn{leased}, a "
-            f"surplus of {_number(self._surplus_from(self.inserts))}, as far ahead of "
+            f"surplus of {number(self._surplus_from(self.inserts))}, as far ahead of "
             f"{self._limit('max_surplus')} allows; transitions still to be "
             f"{'consumed' if self.leased else 'drawn'}: {self._samples_needed()}"
         )
@@ -183,120 +174,3 @@ class Limiter:
     def _limit(self, bound: str) -> str:
         name = bound if self.spec.error_buffer_inserts is None else "error_buffer_inserts"
         return f"samples_per_insert {self.spec.samples_per_insert} as {name} {getattr(self.spec, name)}"
-
-
-def bounds(spec: LimiterSpec) -> tuple[float, float]:
-    """Return a and b: samples go ahead above a, inserts below b."""
-    if spec.samples_per_insert is None:
-        return -math.inf, math.inf
-    if spec.error_buffer_inserts is not None:
-        bound = spec.samples_per_insert * spec.error_buffer_inserts
-        return -bound, bound
-    if spec.min_surplus is None or spec.max_surplus is None:
-        raise ValueError(f"{spec!r} has no bounds; check_limits refuses it")
-    return spec.min_surplus, spec.max_surplus
-
-
-def check_limits(
-    spec: LimiterSpec,
-    capacity_steps: int,
-    sampler_kind: str = "uniform",
-    max_times_sampled: int | None = None,
-) -> None:
-    """Raise InvalidRequestError for limits that contradict themselves, or could never open or be kept.
-
-    Args:
-        spec: the limits.
-        capacity_steps: of the table.
-        sampler_kind: of the table; `fifo` draws each start once if max_times_sampled is None.
-        max_times_sampled: how often a start may be drawn; None for any number.
-    """
-    if spec.min_size > capacity_steps:
-        raise InvalidRequestError(
-            f"min_size {spec.min_size} is more than the {capacity_steps} steps that the table holds, so "
-            f"it could never hold so many at once; lower min_size or raise capacity_steps"
-        )
-    _check_fields(spec)
-    if spec.samples_per_insert is not None:
-        _check_bounds(spec)
-        times = _times(sampler_kind, max_times_sampled)
-        if times is not None:
-            _check_times(spec, spec.samples_per_insert, held_at_least(capacity_steps), times)
-
-
-def _times(sampler_kind: str, max_times_sampled: int | None) -> int | None:
-    """Return how often a start may be drawn; None for any number."""
-    return 1 if sampler_kind == "fifo" and max_times_sampled is None else max_times_sampled
-
-
-def _check_fields(spec: LimiterSpec) -> None:
-    """Raise InvalidRequestError unless the fields that are set belong together."""
-    given = [name for name in ("min_surplus", "max_surplus") if getattr(spec, name) is not None]
-    if given and spec.error_buffer_inserts is not None:
-        raise InvalidRequestError(
-            f"error_buffer_inserts {spec.error_buffer_inserts} and {given[0]} {getattr(spec, given[0])} "
-            f"both say how far a side may run ahead; give either the buffer, or min_surplus and max_surplus"
-        )
-    if len(given) == 1:
-        raise InvalidRequestError(
-            f"min_surplus and max_surplus belong together, and only {given[0]} is set; set both, or "
-            f"error_buffer_inserts in their place"
-        )
-    if given and spec.samples_per_insert is None:
-        raise InvalidRequestError(
-            "min_surplus and max_surplus bound the surplus over samples_per_insert, which is not set; the "
-            "three belong together: set it too, or none of them for a free limiter"
-        )
-    if not given and (spec.samples_per_insert is None) != (spec.error_buffer_inserts is None):
-        raise InvalidRequestError(
-            "samples_per_insert and error_buffer_inserts belong together; set both, or neither for a free "
-            "limiter (or, in place of the buffer, min_surplus and max_surplus)"
-        )
-
-
-def _check_bounds(spec: LimiterSpec) -> None:
-    """Raise InvalidRequestError unless a < b, both small enough to count single transitions."""
-    low, high = bounds(spec)
-    if spec.error_buffer_inserts is not None and not 0 < high < _MAX_BOUND:
-        raise InvalidRequestError(
-            f"samples_per_insert {spec.samples_per_insert} × error_buffer_inserts "
-            f"{spec.error_buffer_inserts} is {high}, so one side could never open; it must lie in "
-            f"(0, {_MAX_BOUND:g})"
-        )
-    if not low < high:
-        raise InvalidRequestError(
-            f"min_surplus {_number(low)} is not below max_surplus {_number(high)}, so neither side could "
-            f"ever go ahead from a surplus of {_number(high)}; raise max_surplus or lower min_surplus (the "
-            f"size of a queue or a stack is at least 1)"
-        )
-
-
-def _check_times(spec: LimiterSpec, ratio: float, held: int, times: int) -> None:
-    """Raise InvalidRequestError if starts that are drawn `times` at most can't keep the limits."""
-    high = bounds(spec)[1]
-    often = "once" if times == 1 else f"{times} times"
-    if ratio > times:
-        raise InvalidRequestError(
-            f"samples_per_insert {ratio} can't be kept where each start is drawn {often} at most (a fifo "
-            f"sampler draws it once if max_times_sampled is not set): samples would run dry, and inserts "
-            f"close for good; lower samples_per_insert to {times}, or raise max_times_sampled"
-        )
-    least = -times * spec.min_size
-    if high <= least:
-        raise InvalidRequestError(
-            f"max_surplus {_number(high)} can't be undercut: with min_size {spec.min_size} inserts, each "
-            f"drawn {often} at most, the surplus is never less than {least}, so inserts would stay closed; "
-            f"raise max_surplus above {least}, or raise min_size or max_times_sampled"
-        )
-    behind = spec.min_size + high / ratio
-    if ratio == times and behind > held:
-        raise InvalidRequestError(
-            f"draws may fall {_number(behind)} inserts behind and the table holds {held} steps, "
-            f"so starts could be overwritten before they are drawn {often}, and samples_per_insert {ratio} "
-            f"counts on every draw; lower the size of the queue or stack (max_surplus, or "
-            f"error_buffer_inserts), lower samples_per_insert, or raise capacity_steps"
-        )
-
-
-def _number(value: float) -> str:
-    return f"{value:.15g}"

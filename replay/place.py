@@ -1,10 +1,12 @@
 """A table with those who wait at it, each until its way opens or its deadline passes."""
 
+import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fornix.common.errors import FornixError, InvalidRequestError, WaitTimeoutError
 from fornix.common.messages import Batch, Observe, OpenWriter, Refused, Reply, Sample, Stacks
+from fornix.common.specs import Unit
 from fornix.replay.info import Watch
 from fornix.replay.memory import fenced
 from fornix.replay.table import Table
@@ -13,6 +15,18 @@ from fornix.replay.waiting import Parked, RequestT, Ticket, WaitingLine
 Answer = tuple[Ticket, Reply]
 
 MAX_PARKED = 65_536
+MAX_UNITS_WAITED_FOR = 16
+
+
+class _Kind(NamedTuple):
+    """What the samples in line wait for: starts of a unit, and the limiter or not."""
+
+    unit: Unit
+    refill: bool
+
+
+def _kind(request: Sample) -> _Kind:
+    return _Kind(request.unit, request.refill)
 
 
 class Place:
@@ -40,7 +54,7 @@ class Place:
         self.group = group
         self.watch = Watch(clock)
         self.inserts: WaitingLine[Observe] = WaitingLine()
-        self.samples: WaitingLine[Sample] = WaitingLine()
+        self.samples: WaitingLine[Sample] = WaitingLine(_kind)
         self._clock = clock
         self._refuse = refuse
         group.append(self)
@@ -51,9 +65,7 @@ class Place:
         Where its limiter holds inserts back and lets a sample through that still waits, that lacks a start
         to draw, and only more steps can bring one.
         """
-        return self.table.limiter.may_insert() or any(
-            self.table.lets_sample(parked.request) for parked in self.samples
-        )
+        return self.table.limiter.may_insert() or self._lets_samples()
 
     def insert(self, request: Observe) -> Stacks | None:
         """Carry out a new write, or return None while it must wait."""
@@ -67,7 +79,7 @@ class Place:
 
     def sample(self, request: Sample) -> Batch | None:
         """Carry out a draw, or return None while it must wait."""
-        reply = self.table.sample(request, self._clock())
+        reply = self.table.sample(request, self._clock(), {kind.unit for kind in self.samples.kinds})
         if reply is not None and not request.refill:
             self.watch.count(samples=request.batch_size)
         return reply
@@ -84,6 +96,16 @@ class Place:
                 f"limit; ask again later, with fewer requests in flight"
             )
         line.add(parked)
+
+    def park_sample(self, parked: Parked[Sample]) -> None:
+        """Let a sample wait; the index of its unit is kept until it has been answered."""
+        units = {kind.unit for kind in self.samples.kinds}
+        if len(units) >= MAX_UNITS_WAITED_FOR and parked.request.unit not in units:
+            raise InvalidRequestError(
+                f"samples of {len(units)} kinds of unit wait at table {self.name!r} already, and that is "
+                f"the limit; ask again later, or for a unit that others draw too"
+            )
+        self.park(self.samples, parked)
 
     def release(self) -> Iterator[Answer]:
         """Answer everyone in the group for whom the way is free now."""
@@ -144,13 +166,27 @@ class Place:
             self.table.memory.ring.columns.close()
 
     def _release_samples(self) -> Iterator[Answer]:
+        """Answer those for whom there are starts, oldest first, as long as the limiter lets them."""
+        lacking: dict[Unit, int] = {}  # the fewest samples for which there are too few starts
         for parked in self.samples:
-            if not self.table.lets_sample(parked.request):
+            if not self._lets_samples():
+                return
+            request = parked.request
+            if request.batch_size >= lacking.get(request.unit, math.inf):
+                continue
+            if not self.table.lets_sample(request):
                 continue
             reply = self._try(self.sample, parked)
-            if reply is not None:
+            if reply is None:
+                lacking[request.unit] = request.batch_size
+            else:
                 self.samples.remove(parked)
                 yield parked.ticket, reply
+
+    def _lets_samples(self) -> bool:
+        """Whether the limiter lets any of the samples in line go ahead."""
+        kinds = self.samples.kinds
+        return bool(kinds) and (self.table.limiter.may_sample() or any(kind.refill for kind in kinds))
 
     def _release_insert(self) -> Answer | None:
         if not self.inserts:

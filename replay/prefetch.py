@@ -5,7 +5,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Generic, NamedTuple, Self
+from typing import Generic, NamedTuple, Self, TypedDict
 
 import numpy as np
 
@@ -30,6 +30,22 @@ class _Part(NamedTuple):
     lease: int
     """That is consumed with it; 0 with all but the last part of an answer."""
     answer: Answer
+
+
+class PrefetchOptions(TypedDict, total=False):
+    """What else `Prefetch` may be told; it says what these are, and has their defaults."""
+
+    in_flight: int
+    per_request: int
+    keep: int
+    leased: bool
+    consumed: Callable[[], int] | None
+    allocate: Allocate
+
+
+def session_of(client: str) -> str:
+    """Return a name for who samples that nobody else has; it begins with the client's."""
+    return f"{client:.128}-{secrets.token_hex(8)}"
 
 
 class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
@@ -85,12 +101,10 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
                 f"least 1"
             )
         self._fetch = fetch
-        session = f"{client:.128}-{secrets.token_hex(8)}" if leased else ""
         self._batch_size = request.batch_size
-        self._request = make(
-            Sample,
-            **request.__dict__ | {"session": session, "batch_size": request.batch_size * per_request},
-        )
+        changes = {"session": session_of(client), "batch_size": request.batch_size * per_request}
+        self._request = make(Sample, **request.__dict__ | changes)
+        self._leased = leased
         self._in_flight = in_flight
         self._sets = [Buffers(allocate) for _ in range(keep)]
         self._flights: deque[_Flight] = deque()
@@ -122,7 +136,7 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
             raise
         self._parts.popleft()
         self._handed += 1
-        if self._request.session:
+        if self._leased:
             self._held.append(lease)
         return drawn
 
@@ -148,7 +162,7 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         self._flights.clear()
         self._parts.clear()
         self._count()
-        if not self._request.session or not self._asked or self._silent:
+        if not self._leased or not self._asked or self._silent:
             return
         try:
             self._acknowledge(release=True).result()
@@ -204,7 +218,7 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
 
     def _ask(self, lease: int) -> _Flight:
         """Send a request; it acknowledges all batches that have been consumed."""
-        leased = {"lease": lease, "consumed": self._up_to} if self._request.session else {}
+        leased = {"lease": lease, "consumed": self._up_to} if self._leased else {}
         self._told = self._up_to
         request = self._fetch.request(self._request, **leased)
         return _Flight(lease, request, self._fetch.sent(request, Batch, request.table))

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common.errors import ProtocolError, UnknownTableError
-from fornix.common.messages import Batch, Sample, Transition
+from fornix.common.messages import Batch, Sample
+from fornix.common.specs import Transition
 
 _OF_SAMPLES = ("key", "next_key", "probability", "weight", "steps")
 _OF_STEPS = ("action", "reward", "discount", "policy_version")

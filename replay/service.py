@@ -223,7 +223,7 @@ class ReplayService:
             # the same lease again, perhaps by another way, takes its own place in the line
             again = request.lease and not request.refill
             key = (request.session, request.lease) if again else next(self._count)
-            place.park(place.samples, Parked(key, ticket, request, now))
+            place.park_sample(Parked(key, ticket, request, now))
         return reply
 
     @_handle.register

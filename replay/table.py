@@ -4,20 +4,13 @@ Storing and stacking (`memory`), saying what may be drawn (`starts`, `units`), d
 limiting (`limiter`, `leases`) are things of their own; the table keeps them in step with each other.
 """
 
+from collections.abc import Set
+
 import numpy as np
 
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import (
-    Batch,
-    LimiterSpec,
-    PrioritiesUpdated,
-    Sample,
-    SamplerSpec,
-    Stacks,
-    TableSpec,
-    Unit,
-    UpdatePriorities,
-)
+from fornix.common.messages import Batch, PrioritiesUpdated, Sample, Stacks, UpdatePriorities
+from fornix.common.specs import LimiterSpec, SamplerSpec, TableSpec, Unit
 from fornix.replay.checks import check_batch, check_priorities
 from fornix.replay.leases import Leases
 from fornix.replay.limiter import Limiter
@@ -30,6 +23,7 @@ from fornix.replay.units import starts_of, what_follows
 from fornix.replay.windows import assemble
 
 _INDEXES_KEPT = 4
+_NONE: Set[Unit] = frozenset()
 _STATE_BYTES = 5  # of each row: what a StartIndex knows of it, and the Stacker's scratch
 _SAMPLER_BYTES = {"uniform": 12, "prioritized": 10, "fifo": 20, "lifo": 20, "epoch": 12}
 
@@ -63,7 +57,7 @@ class Table:
     def _begin(self) -> None:
         """Begin with the rows that there are, and with nothing inserted or drawn yet."""
         sampler, slots = self.spec.sampler, self._ring.capacity
-        self.limiter = Limiter.create(self.spec.limiter, self.spec.steps, sampler.kind, sampler.uses)
+        self.limiter = Limiter.create(self.spec.limiter, self.spec.steps, sampler.uses)
         self.leases = Leases(self.limiter, self._lease_s)
         self._indexes: dict[Unit, StartIndex] = {}
         self._priorities = (
@@ -83,7 +77,8 @@ class Table:
     @property
     def nbytes(self) -> int:
         """Bytes that the table takes, with its rows if they are its own."""
-        return table_nbytes(self.spec, self._ring.capacity)
+        units = max(1, len(self._indexes))
+        return table_nbytes(self.spec, self._ring.capacity, units)
 
     def make_room(self, rows: int) -> None:
         """`rows` more are about to be written: let go of all that will be gone from this table."""
@@ -136,15 +131,21 @@ class Table:
         """Whether the limiter lets a sample go ahead now; a refill, which is charged to nobody, always."""
         return request.refill or self.limiter.may_sample()
 
-    def sample(self, request: Sample, now: float = 0.0) -> Batch | None:
-        """Return a batch, or None while the limiter is closed or too few starts are sampleable."""
+    def sample(self, request: Sample, now: float = 0.0, waited_for: Set[Unit] = _NONE) -> Batch | None:
+        """Return a batch, or None while the limiter is closed or too few starts are sampleable.
+
+        Args:
+            request: for the batch.
+            now: seconds.
+            waited_for: units whose starts are soon looked for again.
+        """
         if request.lease and not request.refill:
             self.leases.check(request.session, request.lease)
             # asked for again, it must not be what the limiter waits for
             self.leases.take_back(request.session, request.lease)
         if not self.lets_sample(request):
             return None
-        index = self._index(request.unit)
+        index = self._index(request.unit, waited_for)
         if not index.sampler.can_draw(request.batch_size):
             return None
         members = len(index.sampler)
@@ -216,16 +217,22 @@ class Table:
         else:
             self.limiter.charge(request.batch_size)
 
-    def _index(self, unit: Unit) -> StartIndex:
+    def _index(self, unit: Unit, waited_for: Set[Unit] = _NONE) -> StartIndex:
+        unit = unit.starts
         index = self._indexes.pop(unit, None)
         if index is None:
-            if len(self._indexes) == _INDEXES_KEPT:
-                del self._indexes[next(iter(self._indexes))]  # the one that was used longest ago
+            self._drop_indexes({each.starts for each in waited_for})
             index = StartIndex(
                 self._ring, self._stacker, starts_of(unit, self._ring), self._sampler(), self._tail
             )
         self._indexes[unit] = index
         return index
+
+    def _drop_indexes(self, kept: Set[Unit]) -> None:
+        """Make room for one more index: those that were used longest ago go, but for the ones kept."""
+        idle = [unit for unit in self._indexes if unit not in kept]
+        for unit in idle[: max(0, len(self._indexes) - _INDEXES_KEPT + 1)]:
+            del self._indexes[unit]
 
     def _sampler(self) -> Sampler:
         sampler = make_sampler(self.spec.sampler.kind, self._ring.capacity, self._priorities)
@@ -237,15 +244,16 @@ def drawing_nbytes(sampler: SamplerSpec) -> int:
     return _STATE_BYTES + _SAMPLER_BYTES[sampler.kind]
 
 
-def table_nbytes(spec: TableSpec, slots: int) -> int:
+def table_nbytes(spec: TableSpec, slots: int, units: int = 1) -> int:
     """Return the bytes that a table takes: its rows, if they are its own, and what draws from them.
 
     Args:
         spec: of the table.
         slots: how many rows the ring has, which may be another table's.
+        units: how many kinds of unit are drawn from it.
     """
     rows = nbytes(spec.signature, spec.steps) if spec.rows_of is None else 0
-    return rows + slots * drawing_nbytes(spec.sampler)
+    return rows + slots * units * drawing_nbytes(spec.sampler)
 
 
 def steps_in(spec: TableSpec, available: int) -> int:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.common.messages import Episode, Sequence, Transition, Unit
+from fornix.common.specs import Episode, Sequence, Transition, Unit
 from fornix.replay.ring import Ring
 from fornix.replay.stacking import NONE, Numbers
 

@@ -2,7 +2,8 @@
 
 import heapq
 import itertools
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -29,9 +30,16 @@ class Parked(Generic[RequestT]):
 
 
 class WaitingLine(Generic[RequestT]):
-    """Requests by a key each; no operation looks at more of them than it returns."""
+    """Requests by a key each; no operation looks at more of them than it returns.
 
-    def __init__(self) -> None:
+    Args:
+        kind: of a request; what waits for the same thing is of one kind.
+    """
+
+    def __init__(self, kind: Callable[[RequestT], Hashable] = type) -> None:
+        self._kind: Callable[[RequestT], Hashable] = kind
+        #: How many of each kind wait.
+        self.kinds: Counter[Any] = Counter()
         self._parked: dict[Hashable, Parked[RequestT]] = {}
         self._deadlines: list[tuple[float, int, Parked[RequestT]]] = []
         self._count = itertools.count()
@@ -54,11 +62,12 @@ class WaitingLine(Generic[RequestT]):
     def add(self, parked: Parked[RequestT]) -> None:
         """Put someone at the end."""
         self._parked[parked.key] = parked
+        self.kinds[self._kind(parked.request)] += 1
         heapq.heappush(self._deadlines, (parked.deadline, next(self._count), parked))
 
     def remove(self, parked: Parked[RequestT]) -> None:
         """Take someone out, who must be in it."""
-        del self._parked[parked.key]
+        self._take_out(parked)
         if len(self._deadlines) > 2 * len(self._parked) + 64:
             self._deadlines = [entry for entry in self._deadlines if self._waits(entry[2])]
             heapq.heapify(self._deadlines)
@@ -75,8 +84,15 @@ class WaitingLine(Generic[RequestT]):
         if deadline is None or deadline > now:
             return None
         _, _, parked = heapq.heappop(self._deadlines)
-        del self._parked[parked.key]
+        self._take_out(parked)
         return parked
+
+    def _take_out(self, parked: Parked[RequestT]) -> None:
+        del self._parked[parked.key]
+        kind = self._kind(parked.request)
+        self.kinds[kind] -= 1
+        if not self.kinds[kind]:
+            del self.kinds[kind]
 
     def _waits(self, parked: Parked[RequestT]) -> bool:
         return self._parked.get(parked.key) is parked

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common import trees
-from fornix.common.messages import Batch, Episode, Sample, Transition
+from fornix.common.messages import Batch, Sample
+from fornix.common.specs import Episode, Transition
 from fornix.replay.ring import Ring
 from fornix.replay.samplers import Draw
 from fornix.replay.stacking import NONE, Numbers, Places, Stacker

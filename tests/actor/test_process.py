@@ -20,6 +20,7 @@ from fornix.common.config import RunConfig
 from fornix.common.errors import FencedError, SignatureError, UnknownTableError
 from fornix.common.messages import LAST, Observe
 from fornix.common.policies import policy_groups
+from fornix.common.specs import Transition
 from fornix.common.weights import LocalWeights
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
@@ -109,7 +110,7 @@ def test_what_it_acts_on_is_byte_for_byte_what_the_table_stacks(set_up):
         again = setup.client.stacks("shared", stacks.key)
         assert again.stack.tobytes() == stacks.stack.tobytes()
         table |= dict(zip(stacks.key.tolist(), stacks.stack, strict=True))
-    drawn = setup.client.sample("shared", 5000, n_step=3, discount=0.9).result()
+    drawn = setup.client.sample("shared", 5000, Transition(n_step=3), discount=0.9).result()
     for key, stack in zip(drawn.batch.key.tolist(), drawn.stack, strict=True):
         assert stack.tobytes() == table[key].tobytes()
     known = [at for at, key in enumerate(drawn.batch.next_key.tolist()) if key in table]
@@ -192,7 +193,7 @@ def test_each_step_carries_the_version_that_chose_its_action(set_up):
         setup.turn(3)
     stamped = [one.policy_version for one in setup.transport.observed]
     assert stamped == [0] * 8 + [1] * 6 + [2] * 6 + [7] * 6  # two halves begin, then take three turns each
-    drawn = setup.client.sample("shared", 4000, n_step=1).result().batch
+    drawn = setup.client.sample("shared", 4000, Transition(n_step=1)).result().batch
     assert set(drawn.policy_version.tolist()) == {0, 1, 2, 7}
 
 
@@ -300,7 +301,7 @@ def test_its_successor_closes_the_episodes_that_it_left_open(set_up):
         successor.begin()
     with pytest.raises(FencedError):
         setup.turn(2)
-    drawn = setup.client.sample("shared", 5000, n_step=3, discount=0.5).result().batch
+    drawn = setup.client.sample("shared", 5000, Transition(n_step=3), discount=0.5).result().batch
     # their last transitions are shorter, and are bootstrapped from: cut off, not terminated
     assert set(drawn.steps.tolist()) == {1, 2, 3}
     np.testing.assert_allclose(drawn.discount, 0.5**drawn.steps)
@@ -378,7 +379,7 @@ def test_a_gymnasium_environment_is_acted_in_alike(set_up):
     signature = setup.client.signature("shared")
     assert (signature.frame.shape, signature.frame.dtype) == ((4,), "<f4")
     assert signature.action.n_values == 2
-    drawn = setup.client.sample("shared", 3000, n_step=1).result()
+    drawn = setup.client.sample("shared", 3000, Transition(n_step=1)).result()
     ends = drawn.batch.discount == 0
     assert ends.any()
     # the pole has fallen in the last frame: it is the real one, not the first of the next episode

@@ -9,9 +9,10 @@ import pytest
 from fornix.actor.environments import EnvironmentSpec, VectorStep
 from fornix.actor.vector import AgentGroup, VectorActor
 from fornix.common.errors import InvalidRequestError, WaitTimeoutError
-from fornix.common.messages import FIRST, LAST, MID, LimiterSpec, Observe, TableSpec
+from fornix.common.messages import FIRST, LAST, MID, Observe
 from fornix.common.policies import PolicyGroup
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService

@@ -11,8 +11,8 @@ import torch
 
 from fornix.common.config import LearnerConfig
 from fornix.common.errors import InvalidRequestError, SignatureError, WaitTimeoutError
-from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec, Transition
 from fornix.learner.batches import LocalBatches, PrefetchedBatches
 from fornix.learner.transfer import Transfer, to_batch
 from fornix.replay.client import Client
@@ -104,13 +104,13 @@ def check(batch):
 
 def test_a_batch_says_what_the_memory_holds(local):
     write(local)
-    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5).result()
+    transitions = local.sample(TABLE, 16, Transition(n_step=2), discount=0.5).result()
     check(to_batch(transitions))
 
 
 def test_views_stay_views(local):
     write(local)
-    transitions = local.sample(TABLE, 16, n_step=2, discount=0.5).result()
+    transitions = local.sample(TABLE, 16, Transition(n_step=2), discount=0.5).result()
     stack = to_batch(transitions).stack
     assert np.shares_memory(stack.numpy(), transitions.window)
 

@@ -10,8 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fornix.common.config import RunConfig
-from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec, Transition
 from fornix.learner import monitor
 from fornix.learner.monitor import Metrics, Monitor, Progress, of_run
 from fornix.replay.client import Client
@@ -88,7 +88,7 @@ def test_several_policies_are_summed_up_and_told_one_by_one():
 def test_what_a_run_does_is_told_by_server_and_actors(client):
     for table in ("agent_0", "agent_1"):
         write(client, table)
-        client.sample(table, 16, n_step=1).result()
+        client.sample(table, 16, Transition(n_step=1)).result()
     for index, metrics in enumerate(
         ({"score": 1.0, "waiting_share": 0.2, "policy_version": 4.0}, {"score": 2.0, "policy_version": 6.0})
     ):

@@ -7,8 +7,8 @@ import pytest
 
 from fornix.common.config import RunConfig
 from fornix.common.errors import CheckpointError, ConfigurationError, FornixError
-from fornix.common.messages import LimiterSpec, TableSpec
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.learner.checkpoints import folder
 from fornix.learner.role import learn
 from fornix.replay.client import Client

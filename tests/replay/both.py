@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import EvictedError, SequenceError
-from fornix.common.messages import Episode, Sample, SamplerSpec, Sequence, Transition, UpdatePriorities
+from fornix.common.messages import Sample, UpdatePriorities
 from fornix.common.signature import ArraySpec, frame_name
+from fornix.common.specs import Episode, SamplerSpec, Sequence, Transition
 from fornix.replay.samplers import make_sampler
 from fornix.replay.stacking import Stacker
 from fornix.replay.starts import StartIndex

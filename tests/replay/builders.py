@@ -5,18 +5,9 @@ import copy
 import numpy as np
 
 from fornix.common import trees
-from fornix.common.messages import (
-    FIRST,
-    LAST,
-    MID,
-    LimiterSpec,
-    Observe,
-    Sample,
-    SamplerSpec,
-    TableSpec,
-    Transition,
-)
+from fornix.common.messages import FIRST, LAST, MID, Observe, Sample
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, SamplerSpec, TableSpec, Transition
 from fornix.replay.memory import Memory
 from fornix.replay.storage import AnonymousColumns
 from fornix.replay.table import Table

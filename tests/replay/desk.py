@@ -5,15 +5,8 @@ import numpy as np
 from fornix.common.errors import (
     InvalidRequestError,
 )
-from fornix.common.messages import (
-    CreateTable,
-    InfoQuery,
-    LimiterSpec,
-    OpenWriter,
-    Refused,
-    TableCreated,
-    WriterOpened,
-)
+from fornix.common.messages import CreateTable, InfoQuery, OpenWriter, Refused, TableCreated, WriterOpened
+from fornix.common.specs import LimiterSpec
 from fornix.common.transport import Transport
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport

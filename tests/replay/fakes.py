@@ -3,19 +3,9 @@
 import numpy as np
 
 from fornix.common.errors import UnreachableError, WaitTimeoutError
-from fornix.common.messages import (
-    Batch,
-    Column,
-    Done,
-    Hello,
-    MapTable,
-    Refused,
-    Sample,
-    TableMap,
-    Transition,
-    Welcome,
-)
+from fornix.common.messages import Batch, Column, Done, Hello, MapTable, Refused, Sample, TableMap, Welcome
 from fornix.common.signature import ArraySpec, Signature, frame_name
+from fornix.common.specs import Transition
 
 SIGNATURE = Signature(frame=ArraySpec.of((2,), np.int32), action=ArraySpec.of((), np.int32), n_frames=2)
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from fornix.common.messages import FIRST, LAST, Sequence, Transition
+from fornix.common.messages import FIRST, LAST
+from fornix.common.specs import Sequence, Transition
 
 from .builders import actions_of, extras_of, frames_of
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fornix.common import trees
 from fornix.common.errors import ProtocolError
-from fornix.common.messages import Episode, Sample, Sequence, Transition
+from fornix.common.messages import Sample
+from fornix.common.specs import Episode, Sequence, Transition
 from fornix.replay.batches import Sequences, Transitions, drawn
 from fornix.replay.gather import Buffers
 

@@ -15,21 +15,19 @@ from fornix.common.messages import (
     CreateTable,
     Done,
     DropTable,
-    LimiterSpec,
     ListTables,
     MapTable,
     OpenWriter,
     ResetTable,
-    SamplerSpec,
     SetLimiter,
     Stacks,
     TableCreated,
     TableMap,
-    TableSpec,
 )
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, SamplerSpec, Sequence, TableSpec
 
-from .builders import F, M, observe, sample, signature, spec
+from .builders import END, F, M, observe, sample, signature, spec
 from .desk import RATIO, Desk, a_desk, lasting, write
 
 
@@ -97,6 +95,18 @@ def test_a_capacity_in_bytes_becomes_as_many_steps_as_fit():
     assert "capacity_steps: the table has" in desk.refusal(
         CreateTable(table="t", spec=in_bytes(90_000)), SignatureError
     )
+
+
+def test_each_kind_of_unit_that_is_drawn_takes_memory():
+    desk = a_desk(capacity=100)
+    write(desk, 1, (0, F, 0))
+    write(desk, 2, (0, END, 1))
+    units = [Sequence(length=4), Sequence(length=4, burn_in=1), Sequence(length=5)]
+    taken = []
+    for unit in units:
+        desk.ask(sample(1, unit=unit))
+        taken.append(desk.table()["memory_bytes"])
+    assert taken[0] == taken[1] == taken[2] - 100 * 17
 
 
 @pytest.mark.parametrize("nbytes", [1, 60])

@@ -15,8 +15,8 @@ from fornix.common.errors import (
     UnknownTableError,
     WaitTimeoutError,
 )
-from fornix.common.messages import LimiterSpec, SamplerSpec, TableSpec, Transition
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import Episode, LimiterSpec, SamplerSpec, Sequence, TableSpec, Transition
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService
@@ -122,7 +122,7 @@ def test_frames_of_several_arrays_come_back_in_their_form_whatever_the_way(way, 
         assert answer.stack["eye"].shape == (1, 2, 2, 2)
         found = client.stacks("t", np.array([0, 4]))
         assert found.stack["arms"][0].tolist() == [[0, 0], [3, 4]]
-        drawn = client.sample("t", 50, n_step=3).result()
+        drawn = client.sample("t", 50, Transition(n_step=3)).result()
         for form, tree in (("stack", drawn.stack), ("next_stack", drawn.next_stack)):
             newest = drawn.key if form == "stack" else drawn.batch.next_key
             assert tree["arms"][0][:, -1].tolist() == newest.tolist()
@@ -138,7 +138,7 @@ def test_sequences_and_episodes(way, ipc_address, serve):
         writer = client.open_writer("t", "me", 1)
         play(writer, 10)
         play(writer, 4, begin=20)
-        drawn = client.sample_sequences("t", 40, length=4, overlap=2, burn_in=1).result()
+        drawn = client.sample("t", 40, Sequence(length=4, overlap=2, burn_in=1)).result()
         assert set(drawn.key.tolist()) == {0, 2, 4, 6, 10}  # 8 - 10 would hold nothing that 6 - 10 lacks
         for row, key in enumerate(drawn.key.tolist()):
             first = key if key < 10 else 20
@@ -150,10 +150,10 @@ def test_sequences_and_episodes(way, ipc_address, serve):
             assert drawn.action[row, :there].tolist() == [first + t + 1 for t in range(there)]
             assert (drawn.stack["arms"][0][row, :there, -1] == values[:there]).all()
             assert (drawn.next_stack["arms"][0][row, :there, -1] == values[1 : there + 1]).all()
-        episodes = client.sample_episodes("t", 30).result()
+        episodes = client.sample("t", 30, Episode()).result()
         assert set(episodes.key.tolist()) == {0, 10}
         assert episodes.mask.sum(axis=1).tolist() == [9 if key == 0 else 3 for key in episodes.key]
-        assert client.sample_episodes("t", 3, max_steps=5).result().mask.shape == (3, 3)
+        assert client.sample("t", 3, Episode(max_steps=5)).result().mask.shape == (3, 3)
 
 
 def test_samples_whose_rows_are_overwritten_meanwhile_are_drawn_anew(ipc_address, serve, wait_until):
@@ -266,9 +266,8 @@ def test_lanes_that_leave_end_their_episodes(ipc_address, serve):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda client: client.sample("t", 2, n_step=65), r"n_step = 65"),
-        (lambda client: client.sample_sequences("t", 2, length=4, overlap=4), r"overlap 4 is not below"),
-        (lambda client: client.sample_episodes("t", 2, max_steps=0), r"max_steps = 0"),
+        (lambda client: client.sample("t", 65_537), r"batch_size = 65537"),
+        (lambda client: client.sample("t", 2, 3), r"unit = 3"),
         (lambda client: client.batches("t", 2, discount=2.0), r"discount = 2"),
         (lambda client: client.sample("t", 2, importance_exponent=-1.0), r"importance_exponent = -1"),
     ],

@@ -8,6 +8,7 @@ from fornix.common.errors import (
     SignatureError,
 )
 from fornix.common.signature import ArraySpec
+from fornix.common.specs import Transition
 from fornix.replay.steps import Steps
 
 from .builders import CUT, F, M, observe, signature
@@ -84,7 +85,7 @@ def test_fault_0_1_a_new_episode_epoch_or_writer_clears_nothing():
     keys = np.array(sorted(handed_out))
     stacks = client.stacks("t", keys).stack
     assert stacks.tobytes() == np.stack([handed_out[key] for key in keys.tolist()]).tobytes()
-    drawn = client.sample("t", 4000, n_step=2).result()
+    drawn = client.sample("t", 4000, Transition(n_step=2)).result()
     keys, next_keys = drawn.batch.key.tolist(), drawn.batch.next_key.tolist()
     assert len(set(keys)) == 4 * 3 * 5 * 2  # every step of every epoch but the last ones of episodes
     assert drawn.stack.tobytes() == np.stack([handed_out[key] for key in keys]).tobytes()

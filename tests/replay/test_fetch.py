@@ -26,6 +26,7 @@ from fornix.common.messages import (
     WriterOpened,
 )
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import Episode, Sequence
 from fornix.replay.client import Client
 from fornix.replay.steps import Steps
 
@@ -227,7 +228,7 @@ def test_episodes_of_other_lengths_are_put_in_place_of_overwritten_ones(server):
         return sequences(window % CAPACITY, length, key=key, oldest=window[:, 0].astype(np.int64), memory=7)
 
     server.on[Sample] = episodes
-    pending = a_client(server).sample_episodes("t", 3)
+    pending = a_client(server).sample("t", 3, Episode())
     assert pending.done()
     ring.write(1)
     drawn = pending.result()
@@ -336,7 +337,7 @@ def test_sequences_that_can_not_be_right_are_refused(server, changes):
     answer = sequences(np.zeros((4, 4)), 2, **changes)
     server.on[Sample] = lambda request: answer
     with pytest.raises(ProtocolError, match="no batch of 4 sequences"):
-        a_client(server).sample_sequences("t", 4, length=2).result()
+        a_client(server).sample("t", 4, Sequence(length=2)).result()
     assert ring.asked == 0
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import EvictedError, InvalidRequestError, SequenceError, UnknownWriterError
-from fornix.common.messages import Episode, Transition
+from fornix.common.specs import Episode, Transition
 
 from .builders import CUT, END, Episodes, F, M, a_stack, a_table, contents, observe, sample, transitions
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import LimiterSpec
+from fornix.common.specs import LimiterSpec
 from fornix.replay import leases as module
 from fornix.replay.leases import MAX_LEASES, MAX_SESSIONS, Leases
 from fornix.replay.limiter import Limiter

@@ -9,15 +9,13 @@ from fornix.common.messages import (
     Consume,
     CreateTable,
     Done,
-    LimiterSpec,
     OpenWriter,
     ResetTable,
-    SamplerSpec,
     SetLimiter,
     Stacks,
-    Transition,
     UpdatePriorities,
 )
+from fornix.common.specs import LimiterSpec, SamplerSpec, Transition
 
 from .builders import F, M, observe, sample, spec
 from .desk import RATIO, Desk, a_desk, write

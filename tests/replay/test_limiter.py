@@ -6,15 +6,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import LimiterSpec
-from fornix.replay.limiter import Limiter, check_limits
+from fornix.common.specs import LimiterSpec
+from fornix.replay.limiter import Limiter
+from fornix.replay.limits import check_limits
 
 CAPACITY = 1000
 TIGHT = LimiterSpec.ratio(4.0, 5.0, min_size=10)  # the surplus lies between -20 and 20
 
 
-def a_limiter(spec=TIGHT, inserts=0, consumed=0, leased=0, capacity=CAPACITY, **sampler):
-    limiter = Limiter.create(spec, capacity, **sampler)
+def a_limiter(spec=TIGHT, inserts=0, consumed=0, leased=0, capacity=CAPACITY, uses=None):
+    limiter = Limiter.create(spec, capacity, uses)
     limiter.inserts, limiter.consumed, limiter.leased = inserts, consumed, leased
     return limiter
 
@@ -76,7 +77,7 @@ def test_leases_hold_back_samples_and_leave_inserts_waiting():
 def test_a_queue_or_stack_holds_its_size_and_gives_what_it_holds(shape, size):
     for inserts in range(20):
         for consumed in range(inserts + 1):
-            limiter = a_limiter(shape(size), inserts, consumed, sampler_kind="fifo")
+            limiter = a_limiter(shape(size), inserts, consumed, uses=1)
             assert limiter.may_insert() == (inserts - consumed < size)
             assert limiter.may_sample() == (inserts - consumed > 0)
 
@@ -191,7 +192,7 @@ def limited_draws(draw):
 def test_starts_never_run_out_under_limits_that_are_not_refused(limited, chance, eagerness):
     spec, capacity, times = limited
     try:
-        limiter = Limiter.create(spec, capacity, max_times_sampled=times)
+        limiter = Limiter.create(spec, capacity, uses=times)
     except InvalidRequestError:
         assume(False)
     starts = Starts(limiter, times, chance)
@@ -205,7 +206,7 @@ def test_starts_do_run_out_under_limits_that_are_refused(limited):
     spec, capacity, times = limited
     refused = "can't be kept where" if spec.samples_per_insert > times else "can't be undercut"
     try:
-        check_limits(spec, capacity, max_times_sampled=times)
+        check_limits(spec, capacity, uses=times)
         assume(False)
     except InvalidRequestError as error:
         assume(refused in str(error))
@@ -228,7 +229,7 @@ def test_what_a_side_waits_for_is_told_in_numbers():
 
 
 def test_leases_and_bounds_are_named_in_what_a_side_waits_for():
-    queue = a_limiter(LimiterSpec.queue(4), inserts=10, consumed=6, leased=4, sampler_kind="fifo")
+    queue = a_limiter(LimiterSpec.queue(4), inserts=10, consumed=6, leased=4, uses=1)
     assert "as max_surplus 3.0 allows; transitions still to be consumed: 1" in queue.why_no_insert()
     assert "6 transitions drawn (4 more are leased and not yet consumed)" in queue.why_no_insert()
     said = queue.why_no_sample()
@@ -335,7 +336,7 @@ def test_a_change_keeps_leases():
     ("inserts", "consumed", "leased"), [(0, 0, 0), (9, 3, 0), (40, 30, 4), (40, 40, 0)]
 )
 def test_a_table_that_becomes_a_queue_offers_what_is_left_to_draw(before, inserts, consumed, leased):
-    limiter = a_limiter(before, inserts, consumed, leased, sampler_kind="fifo")
+    limiter = a_limiter(before, inserts, consumed, leased, uses=1)
     limiter.change(LimiterSpec.queue(5))
     there = inserts - consumed
     assert limiter.surplus == there - 1
@@ -344,19 +345,19 @@ def test_a_table_that_becomes_a_queue_offers_what_is_left_to_draw(before, insert
 
 
 def test_a_table_that_becomes_a_queue_offers_no_more_than_it_can_hold():
-    limiter = a_limiter(LimiterSpec(), inserts=5000, consumed=100, leased=2, sampler_kind="fifo")
+    limiter = a_limiter(LimiterSpec(), inserts=5000, consumed=100, leased=2, uses=1)
     limiter.change(LimiterSpec.queue(5))
     assert limiter.surplus == CAPACITY + 2 - 1
 
 
 def test_a_table_that_becomes_a_queue_after_late_charges_has_nothing_left_to_draw():
-    limiter = a_limiter(LimiterSpec(), inserts=10, consumed=12, sampler_kind="fifo")
+    limiter = a_limiter(LimiterSpec(), inserts=10, consumed=12, uses=1)
     limiter.change(LimiterSpec.queue(5))
     assert (limiter.surplus, limiter.may_sample(), limiter.may_insert()) == (-1, False, True)
 
 
 def test_a_change_that_is_refused_changes_nothing():
-    limiter = a_limiter(inserts=12, consumed=3, max_times_sampled=4)
+    limiter = a_limiter(inserts=12, consumed=3, uses=4)
     before = repr(limiter), limiter.surplus
     for spec in (LimiterSpec(min_size=1001), LimiterSpec.ratio(5.0, 1.0)):
         with pytest.raises(InvalidRequestError):
@@ -368,58 +369,55 @@ def bounded(low, high, min_size=1, ratio=1.0):
     return LimiterSpec(min_size=min_size, samples_per_insert=ratio, min_surplus=low, max_surplus=high)
 
 
-FIFO = {"sampler_kind": "fifo"}
-
-
 @pytest.mark.parametrize(
-    ("spec", "sampler", "said"),
+    ("spec", "uses", "said"),
     [
-        (LimiterSpec(min_size=1001), {}, "min_size 1001 is more than the 1000 steps .* lower min_size"),
-        (LimiterSpec(samples_per_insert=4.0), {}, "samples_per_insert and .* belong together"),
-        (LimiterSpec(error_buffer_inserts=4.0), {}, "samples_per_insert and .* belong together"),
-        (LimiterSpec(samples_per_insert=1.0, min_surplus=0), {}, "only min_surplus is set; set both"),
-        (LimiterSpec(samples_per_insert=1.0, max_surplus=9), {}, "only max_surplus is set; set both"),
-        (LimiterSpec(min_surplus=0, max_surplus=9), {}, "over samples_per_insert, which is not set"),
+        (LimiterSpec(min_size=1001), None, "min_size 1001 is more than the 1000 steps .* lower min_size"),
+        (LimiterSpec(samples_per_insert=4.0), None, "samples_per_insert and .* belong together"),
+        (LimiterSpec(error_buffer_inserts=4.0), None, "samples_per_insert and .* belong together"),
+        (LimiterSpec(samples_per_insert=1.0, min_surplus=0), None, "only min_surplus is set; set both"),
+        (LimiterSpec(samples_per_insert=1.0, max_surplus=9), None, "only max_surplus is set; set both"),
+        (LimiterSpec(min_surplus=0, max_surplus=9), None, "over samples_per_insert, which is not set"),
         (
             LimiterSpec(samples_per_insert=1.0, error_buffer_inserts=4.0, max_surplus=9),
-            {},
+            None,
             "error_buffer_inserts 4.0 and max_surplus 9.0 both say",
         ),
-        (LimiterSpec.ratio(1e9, 1e9), {}, r"is 1e\+18, so one side could never open"),
-        (bounded(3, 3), {}, "min_surplus 3 is not below max_surplus 3, so neither side"),
-        (bounded(3, -2), {}, "from a surplus of -2; raise max_surplus or lower"),
-        (LimiterSpec.queue(0), FIFO, "the size of a queue or a stack is at least 1"),
-        (LimiterSpec.ratio(1.5, 9.0), FIFO, "1.5 can't be kept where each start is drawn once .* to 1, or"),
-        (LimiterSpec.ratio(3.5, 9.0), {"max_times_sampled": 3}, "drawn 3 times at most .* raise max_times"),
+        (LimiterSpec.ratio(1e9, 1e9), None, r"is 1e\+18, so one side could never open"),
+        (bounded(3, 3), None, "min_surplus 3 is not below max_surplus 3, so neither side"),
+        (bounded(3, -2), None, "from a surplus of -2; raise max_surplus or lower"),
+        (LimiterSpec.queue(0), 1, "the size of a queue or a stack is at least 1"),
+        (LimiterSpec.ratio(1.5, 9.0), 1, "1.5 can't be kept where each start is drawn once .* to 1, or"),
+        (LimiterSpec.ratio(3.5, 9.0), 3, "drawn 3 times at most .* raise max_times"),
         (
             bounded(-50, -10, 10, 0.5),
-            FIFO,
+            1,
             "max_surplus -10 can't be undercut: with min_size 10 .* than -10",
         ),
-        (bounded(-50, -20, 10), {"max_times_sampled": 2}, "drawn 2 times at most, .* than -20"),
-        (LimiterSpec.queue(1001), FIFO, "fall 1001 inserts behind and the table holds 994 steps"),
-        (LimiterSpec.stack(1001), {"max_times_sampled": 1}, "size of the queue or stack .* raise capacity"),
-        (LimiterSpec.ratio(2.0, 901.0, 100), {"max_times_sampled": 2}, "drawn 2 times, and samples_per_"),
+        (bounded(-50, -20, 10), 2, "drawn 2 times at most, .* than -20"),
+        (LimiterSpec.queue(1001), 1, "fall 1001 inserts behind and the table holds 994 steps"),
+        (LimiterSpec.stack(1001), 1, "size of the queue or stack .* raise capacity"),
+        (LimiterSpec.ratio(2.0, 901.0, 100), 2, "drawn 2 times, and samples_per_"),
     ],
 )
-def test_a_limiter_that_could_never_open_is_refused(spec, sampler, said):
+def test_a_limiter_that_could_never_open_is_refused(spec, uses, said):
     with pytest.raises(InvalidRequestError, match=said):
-        a_limiter(spec, **sampler)
+        a_limiter(spec, uses=uses)
 
 
 @pytest.mark.parametrize(
-    ("spec", "sampler"),
+    ("spec", "uses"),
     [
-        (LimiterSpec(min_size=1000), {}),
-        (LimiterSpec.queue(994), FIFO),  # of 1000 steps so many are held at any time
-        (LimiterSpec.queue(1001), {"sampler_kind": "uniform"}),  # overwritten starts are not missed
-        (LimiterSpec.queue(1), FIFO),
-        (LimiterSpec.ratio(1.0, 894.0, 100), FIFO),
-        (LimiterSpec.ratio(3.0, 1e6), {"sampler_kind": "fifo", "max_times_sampled": 4}),
-        (bounded(-50, -9, 10, 0.5), FIFO),
-        (bounded(-500, -100), {}),  # samples may be drawn again and again
-        (bounded(5, 9), {}),  # a larger minimum size
+        (LimiterSpec(min_size=1000), None),
+        (LimiterSpec.queue(994), 1),  # of 1000 steps so many are held at any time
+        (LimiterSpec.queue(1001), None),  # overwritten starts are not missed
+        (LimiterSpec.queue(1), 1),
+        (LimiterSpec.ratio(1.0, 894.0, 100), 1),
+        (LimiterSpec.ratio(3.0, 1e6), 4),
+        (bounded(-50, -9, 10, 0.5), 1),
+        (bounded(-500, -100), None),  # samples may be drawn again and again
+        (bounded(5, 9), None),  # a larger minimum size
     ],
 )
-def test_a_limiter_that_opens_is_taken(spec, sampler):
-    assert a_limiter(spec, **sampler).may_insert()
+def test_a_limiter_that_opens_is_taken(spec, uses):
+    assert a_limiter(spec, uses=uses).may_insert()

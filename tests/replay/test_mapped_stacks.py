@@ -18,15 +18,9 @@ from fornix.common.errors import (
     UnknownTableError,
     UnreachableError,
 )
-from fornix.common.messages import (
-    MAX_BATCH,
-    CreateTable,
-    OpenWriter,
-    Refused,
-    StackQuery,
-    TableSpec,
-)
+from fornix.common.messages import MAX_BATCH, CreateTable, OpenWriter, Refused, StackQuery
 from fornix.common.signature import ArraySpec
+from fornix.common.specs import TableSpec
 from fornix.replay.client import Client
 from fornix.replay.steps import Steps
 from fornix.replay.storage import HEADER_NBYTES

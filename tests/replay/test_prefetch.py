@@ -15,15 +15,8 @@ from fornix.common.errors import (
     UnreachableError,
     WaitTimeoutError,
 )
-from fornix.common.messages import (
-    Consume,
-    LimiterSpec,
-    MapTable,
-    Refused,
-    Sample,
-    Sequence,
-    Transition,
-)
+from fornix.common.messages import Consume, MapTable, Refused, Sample
+from fornix.common.specs import LimiterSpec, Sequence, Transition
 from fornix.replay.batches import Sequences, Transitions
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
@@ -170,7 +163,7 @@ def test_without_leases_nothing_is_acknowledged(server):
     with prefetch(server, leased=False) as batches:
         next(batches)
         next(batches)
-    assert {(r.session, r.lease, r.consumed) for r in server.transport.requests(Sample)} == {("", 0, 0)}
+    assert {(r.lease, r.consumed) for r in server.transport.requests(Sample)} == {(0, 0)}
     assert not server.transport.requests(Consume)
 
 

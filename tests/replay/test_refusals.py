@@ -13,21 +13,17 @@ from fornix.common.messages import (
     Consume,
     CreateTable,
     DropTable,
-    Episode,
     Hello,
-    LimiterSpec,
     OpenWriter,
     Refused,
     ResetTable,
-    SamplerSpec,
-    Sequence,
     SetLimiter,
     StackQuery,
     TableCreated,
-    Transition,
     UpdatePriorities,
 )
 from fornix.common.signature import ArraySpec
+from fornix.common.specs import Episode, LimiterSpec, SamplerSpec, Sequence, Transition
 
 from .builders import F, M, a_stack, observe, sample, signature, spec
 from .desk import RATIO, Desk, a_desk, lasting, write

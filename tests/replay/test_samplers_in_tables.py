@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import Episode, LimiterSpec, SamplerSpec, Sequence, Transition, UpdatePriorities
+from fornix.common.messages import UpdatePriorities
+from fornix.common.specs import Episode, LimiterSpec, SamplerSpec, Sequence, Transition
 
 from .builders import CUT, END, Episodes, F, M, a_table, drawn, sample
 from .samplers.chi_square import assert_drawn_as

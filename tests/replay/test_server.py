@@ -16,7 +16,8 @@ from fornix.common.errors import (
     UnknownWriterError,
     UnreachableError,
 )
-from fornix.common.messages import REPLIES, InfoQuery, LimiterSpec, Refused
+from fornix.common.messages import REPLIES, InfoQuery, Refused
+from fornix.common.specs import LimiterSpec, Transition
 from fornix.common.transport import ZmqTransport
 from fornix.common.wire import MAX_FRAMES, MAX_HEADER_BYTES, decode, encode
 from fornix.replay.client import Client
@@ -67,7 +68,7 @@ def play(client, steps=6):
         answer = writer.observe(rows((0, F if at == 0 else M, at))).result()
         assert answer.key.tolist() == [head + at]
     assert np.array_equal(answer.stack[0], a_stack(steps - 3, steps - 2, steps - 1))
-    assert len(client.sample("t", 64, n_step=2).result().batch.key) == 64
+    assert len(client.sample("t", 64, Transition(n_step=2)).result().batch.key) == 64
 
 
 def _has_ipv6():

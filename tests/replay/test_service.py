@@ -14,7 +14,6 @@ from fornix.common.messages import (
     Done,
     Hello,
     Info,
-    LimiterSpec,
     OpenWriter,
     Report,
     StackQuery,
@@ -22,8 +21,9 @@ from fornix.common.messages import (
     TableCreated,
     Welcome,
 )
+from fornix.common.specs import LimiterSpec, SamplerSpec
 
-from .builders import CUT, F, M, a_stack, observe, sample, signature, spec
+from .builders import CUT, END, F, M, a_stack, observe, sample, signature, spec
 from .desk import RATIO, Desk, a_desk, write
 
 # waiting and being released ------------------------------------------------------------------------
@@ -93,6 +93,32 @@ def test_one_who_comes_later_does_not_overtake():
     write(desk, 3, (0, M, 2))
     assert large in desk.answers
     assert small not in desk.answers
+
+
+def test_samples_of_sixteen_kinds_of_unit_may_wait_and_all_are_answered():
+    desk = a_desk()
+    waiting = [desk.send(sample(1, n_step=steps)) for steps in range(1, 17)]
+    assert "samples of 16 kinds of unit wait at table 't'" in desk.refusal(sample(1, n_step=17))
+    waiting.append(desk.send(sample(1, n_step=16)))
+    write(desk, 1, (0, F, 0))
+    assert not desk.answers.keys() & set(waiting)
+    write(desk, 2, (0, END, 1))
+    assert desk.answers.keys() >= set(waiting)
+    assert desk.ask(sample(1, n_step=17)).key.tolist() == [0]
+
+
+def test_who_waits_for_fewer_starts_need_not_wait_for_those_who_want_more():
+    desk = Desk()
+    desk.ask(CreateTable(table="t", spec=spec(sampler=SamplerSpec(kind="fifo"))))
+    desk.ask(OpenWriter(table="t", writer="w", incarnation=1, lanes=1))
+    many, few, more = (desk.send(sample(count)) for count in (5, 2, 6))
+    for at, row in enumerate([(0, F, 0), (0, M, 1), (0, M, 2)]):
+        write(desk, at + 1, row)
+    assert desk.answers.pop(few).key.tolist() == [0, 1]
+    for at in range(3, 14):
+        write(desk, at + 1, (0, M, at))
+    assert desk.answers[many].key.tolist() == [2, 3, 4, 5, 6]
+    assert desk.answers[more].key.tolist() == [7, 8, 9, 10, 11, 12]
 
 
 def test_two_writers_inserts_wait_in_their_order():

@@ -9,20 +9,16 @@ from fornix.common.messages import (
     CreateTable,
     Done,
     DropTable,
-    Episode,
-    LimiterSpec,
     ListTables,
     OpenWriter,
     ResetTable,
-    SamplerSpec,
-    Sequence,
     StackQuery,
     Stacks,
     TableCreated,
-    Transition,
     UpdatePriorities,
 )
 from fornix.common.signature import ArraySpec
+from fornix.common.specs import Episode, LimiterSpec, SamplerSpec, Sequence, Transition
 
 from .builders import CUT, END, Episodes, F, M, a_stack, a_table, a_table_on, drawn, observe, sample, spec
 from .desk import RATIO, Desk, a_desk, write

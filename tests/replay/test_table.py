@@ -8,8 +8,9 @@ from fornix.common.errors import (
     SequenceError,
     UnknownWriterError,
 )
-from fornix.common.messages import MID, Transition
+from fornix.common.messages import MID
 from fornix.common.signature import ArraySpec
+from fornix.common.specs import Transition
 from fornix.common.wire import MAX_MESSAGE_BYTES
 
 from .builders import (

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fornix.common.messages import SamplerSpec
+from fornix.common.specs import SamplerSpec
 
 from .both import KINDS, LIKE, UNITS, Both, a_life, a_sampler
 from .builders import CUT, END, M

@@ -5,8 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from fornix.common.errors import InvalidRequestError
-from fornix.common.messages import Episode, Sequence, Transition
 from fornix.common.signature import ArraySpec
+from fornix.common.specs import Episode, Sequence, Transition
 from fornix.replay import starts, units
 
 from .builders import CUT, END, Episodes, F, M, a_stack, a_table, drawn, sample
@@ -220,6 +220,19 @@ def test_who_waits_for_a_start_is_told_what_it_lacks(unit, said):
     why = table.why_no_sample(request)
     assert why.startswith("none of the 5 steps can be started from yet")
     assert f"{said}; more steps open it" in why
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: Transition(n_step=65), "n_step\n.*less than or equal to 64"),
+        (lambda: Sequence(length=4097), "length\n.*less than or equal to 4096"),
+        (lambda: Episode(max_steps=0), "max_steps\n.*greater than or equal to 1"),
+    ],
+)
+def test_a_unit_of_too_many_or_no_steps_is_refused(make, text):
+    with pytest.raises(ValidationError, match=text):
+        make()
 
 
 def test_sequences_that_overlap_too_much_are_refused():

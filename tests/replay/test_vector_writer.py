@@ -5,8 +5,9 @@ import pytest
 
 from fornix.common import trees
 from fornix.common.errors import EvictedError, InvalidRequestError, UnknownWriterError, WaitTimeoutError
-from fornix.common.messages import FIRST, LAST, MID, TableSpec
+from fornix.common.messages import FIRST, LAST, MID
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import TableSpec, Transition
 from fornix.replay.autoreset import Autoreset
 from fornix.replay.client import Client
 from fornix.replay.vector_writer import VectorWriter
@@ -71,7 +72,7 @@ def test_every_transition_that_is_drawn_is_a_true_one_and_all_are(mode, n_step):
     true = {}
     for lane in run.lanes:
         true |= true_transitions(lane, n_step, 0.5)
-    drawn = run.client.sample("t", 3000, n_step=n_step, discount=0.5).result()
+    drawn = run.client.sample("t", 3000, Transition(n_step=n_step), discount=0.5).result()
     seen = set()
     for at in range(3000):
         where = tuple(drawn.stack[at, -1].tolist())
@@ -285,7 +286,7 @@ def test_the_episode_of_a_lane_that_leaves_is_cut_and_not_terminated(mode):
     left = run.lanes[1].env.log[-1][4]
     run.step()
     assert run.transport.requests[before].leave.tolist() == [1]
-    drawn = run.client.sample("t", 500, n_step=1, discount=0.5).result()
+    drawn = run.client.sample("t", 500, Transition(n_step=1), discount=0.5).result()
     cut = (drawn.next_stack[:, -1] == left).all(axis=1)
     assert cut.any()
     assert (drawn.discount[cut] == 0.5).all()

@@ -6,8 +6,9 @@ from gymnasium.spaces import Box, Dict, Discrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from fornix.common import trees
-from fornix.common.messages import FIRST, LAST, MID, Observe, Refused, TableSpec
+from fornix.common.messages import FIRST, LAST, MID, Observe, Refused
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import TableSpec
 from fornix.replay.client import Client
 from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService

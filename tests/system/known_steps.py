@@ -13,8 +13,9 @@ import sys
 
 import numpy as np
 
-from fornix.common.messages import FIRST, LAST, MID, TableSpec
+from fornix.common.messages import FIRST, LAST, MID
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import TableSpec
 from fornix.replay.batches import Transitions
 from fornix.replay.client import Client
 from fornix.replay.steps import Steps

@@ -17,8 +17,9 @@ import pytest
 import zmq
 
 from fornix.common.errors import UnknownTableError
-from fornix.common.messages import FIRST, MID, LimiterSpec, TableSpec
+from fornix.common.messages import FIRST, MID
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.replay.client import Client
 from fornix.replay.steps import Steps
 

@@ -17,8 +17,8 @@ import pytest
 from fornix.cli import COMMANDS, main
 from fornix.common.config import RunConfig
 from fornix.common.errors import AddressError
-from fornix.common.messages import TableSpec
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import TableSpec
 from fornix.replay.client import Client
 from fornix.replay.server import ReplayServer
 from fornix.replay.service import ReplayService

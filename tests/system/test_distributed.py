@@ -18,6 +18,7 @@ import pytest
 
 from fornix import guard
 from fornix.common.errors import UnreachableError
+from fornix.common.specs import Transition
 from fornix.learner.checkpoints import list_checkpoints, load, load_newest
 from fornix.replay.client import Client
 
@@ -130,7 +131,7 @@ class Run:
 
     def draw(self, table="shared", n_step=1):
         """Return a thousand transitions."""
-        return self.client.sample(table, 1000, n_step=n_step, discount=0.99).result().batch
+        return self.client.sample(table, 1000, Transition(n_step=n_step), discount=0.99).result().batch
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import WaitTimeoutError
-from fornix.common.messages import FIRST, MID, LimiterSpec, TableSpec
+from fornix.common.messages import FIRST, MID
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.replay.client import Client
 from fornix.replay.steps import Steps
 

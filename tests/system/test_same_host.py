@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fornix.common.errors import EvictedError, InvalidRequestError, UnknownWriterError
-from fornix.common.messages import TableSpec, Transition
+from fornix.common.specs import Sequence, TableSpec, Transition
 from fornix.common.transport import ZmqTransport
 from fornix.replay.client import Client
 from fornix.replay.service import ReplayService
@@ -57,7 +57,7 @@ class Writing:
 
 def draw(client, **options):
     """Draw a batch, and return the numbers of those who wrote it."""
-    drawn = client.sample(TABLE, 64, n_step=3, discount=1.0, **options).result()
+    drawn = client.sample(TABLE, 64, Transition(n_step=3), discount=1.0, **options).result()
     return writers_of(drawn)
 
 
@@ -136,7 +136,7 @@ def test_mapped_says_in_a_sentence_why_it_can_not_be_done(serve, ipc_address):
         for attempt in (
             lambda: client.memory_path(TABLE),
             lambda: client.sample(TABLE, 4),
-            lambda: client.sample_sequences(TABLE, 4, length=2),
+            lambda: client.sample(TABLE, 4, Sequence(length=2)),
             lambda: client.stacks(TABLE, writing.newest[0]),
             lambda: next(client.batches(TABLE, 4)),
             lambda: mine.writer.observe(steps),

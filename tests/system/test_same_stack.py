@@ -17,7 +17,8 @@ import torch
 from fornix.actor.role import act
 from fornix.common.config import RunConfig
 from fornix.common.errors import EvictedError
-from fornix.common.messages import Sample, Transition
+from fornix.common.messages import Sample
+from fornix.common.specs import Episode, Sequence, Transition
 from fornix.common.transport import ZmqTransport
 from fornix.replay.client import Client
 
@@ -114,9 +115,9 @@ class Overtaken:
         client, common = self._client, {"table": TABLE, "batch_size": 16, "discount": 1.0}
         for turn in range(units):
             for pending in (
-                client.sample(n_step=2, **common),
-                client.sample_sequences(length=5, overlap=2, **common),
-                client.sample_episodes(**common),
+                client.sample(unit=Transition(n_step=2), **common),
+                client.sample(unit=Sequence(length=5, overlap=2), **common),
+                client.sample(unit=Episode(), **common),
             ):
                 if turn % (units // wraps) == 0:
                     self.wait(pending.done)
