@@ -26,7 +26,7 @@ BATCH_SIZE, IN_FLIGHT, EPISODE_STEPS, LANES = 256, 2, 50, 40
 #: Batches that one request asks for, by workload and the way that frames come: where a batch takes long
 #: anyway, or a large answer takes fresh memory, nothing is gained by asking for more at once.
 PER_REQUEST = {
-    ("vector", "mapped"): 32,
+    ("vector", "mapped"): 16,
     ("vector", "socket"): 8,
     ("pixels", "mapped"): 1,
     ("pixels", "socket"): 1,
