@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,27 @@ DRIVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "torchrl": ("peer_torchrl.py", {}),
 }
 SERVERS = ("reverb", "reverb-frames")
+IN_PROCESS = ("cpprb",)
+#: How each kind of work of fornix's begins, what it is called of the peers, and which of them do it.
+KINDS: dict[str, tuple[str, Iterable[str]]] = {
+    "uniform,": ("sample_uniform", DRIVERS),
+    "uniform while": ("sample_uniform_while_writing", SERVERS),
+    "prioritized": ("sample_prioritized", DRIVERS),
+    "steps": ("write", DRIVERS),
+}
+COLORS = {"fornix": "tab:green", "reverb": "gray", "reverb-frames": "gray"}
+TITLES = dict(
+    zip(
+        KINDS,
+        (
+            "thousand samples/s, uniform",
+            "… while steps are written",
+            "thousand samples/s, prioritized",
+            "thousand steps/s written",
+        ),
+        strict=True,
+    )
+)
 
 #: Takes seconds; returns the rate as "value", and what was "written" meanwhile if anything was.
 Measure = Callable[[float], dict[str, float]]
@@ -65,36 +86,30 @@ MEANWHILE = ", steps written meanwhile"
 
 @dataclass(frozen=True)
 class Figure:
-    """What is to be at least so many times what a peer does."""
+    """What is to be at least so many times what the first of some peers does."""
 
     workload: str
     ours: str
-    peer: str
+    peers: tuple[str, ...]
     theirs: str
     reach: float
 
 
 FIGURES = [
-    *(
-        Figure(workload, ours, peer, theirs, reach)
-        for peer in SERVERS
-        for workload, ours, theirs, reach in (
-            ("vector", "uniform, mapped", "sample_uniform", 20),
-            ("vector", "uniform while writing, mapped", "sample_uniform_while_writing", 20),
-            ("vector", "uniform, tcp", "sample_uniform", 8),
-            ("vector", "uniform while writing, tcp", "sample_uniform_while_writing", 8),
-            ("pixels", "uniform, mapped", "sample_uniform", 10),
-            ("pixels", "uniform while writing, mapped", "sample_uniform_while_writing", 10),
-            ("pixels", "uniform, tcp", "sample_uniform", 3),
-            ("pixels", "uniform while writing, tcp", "sample_uniform_while_writing", 3),
-            ("vector", "prioritized, mapped", "sample_prioritized", 15),
-            ("vector", "steps written, stack for each", "write", 4),
-            ("pixels", "steps written, stack for each", "write", 2),
-            ("vector", "steps appended", "write", 10),
-        )
-    ),
-    Figure("vector", "uniform, mapped", "cpprb", "sample_uniform", 1),
-    Figure("vector", "prioritized, mapped", "cpprb", "sample_prioritized", 0.5),
+    Figure("vector", "uniform, mapped", SERVERS, "sample_uniform", 20),
+    Figure("vector", "uniform while writing, mapped", SERVERS, "sample_uniform_while_writing", 20),
+    Figure("vector", "uniform, tcp", SERVERS, "sample_uniform", 8),
+    Figure("vector", "uniform while writing, tcp", SERVERS, "sample_uniform_while_writing", 8),
+    Figure("pixels", "uniform, mapped", SERVERS, "sample_uniform", 10),
+    Figure("pixels", "uniform while writing, mapped", SERVERS, "sample_uniform_while_writing", 10),
+    Figure("pixels", "uniform, tcp", SERVERS, "sample_uniform", 3),
+    Figure("pixels", "uniform while writing, tcp", SERVERS, "sample_uniform_while_writing", 3),
+    Figure("vector", "prioritized, mapped", SERVERS, "sample_prioritized", 15),
+    Figure("vector", "steps written, stack for each", SERVERS, "write", 4),
+    Figure("pixels", "steps written, stack for each", SERVERS, "write", 2),
+    Figure("vector", "steps appended", SERVERS, "write", 10),
+    Figure("vector", "uniform, mapped", IN_PROCESS, "sample_uniform", 1),
+    Figure("vector", "prioritized, mapped", IN_PROCESS, "sample_prioritized", 0.5),
 ]
 
 
@@ -226,13 +241,7 @@ def one_round(
     ours: dict[str, Measure], peers: dict[str, Peer], seconds: float
 ) -> Iterator[tuple[str, float]]:
     """Yield the name and the rate of each measure, those of one kind one after the other."""
-    kinds = {
-        "uniform,": ("sample_uniform", DRIVERS),
-        "uniform while": ("sample_uniform_while_writing", SERVERS),
-        "prioritized": ("sample_prioritized", DRIVERS),
-        "steps": ("write", DRIVERS),
-    }
-    for kind, (theirs, names) in kinds.items():
+    for kind, (theirs, names) in KINDS.items():
         for name, run in ours.items():
             if name.startswith(kind):
                 yield from rated(f"fornix: {name}", run(seconds))
@@ -248,15 +257,22 @@ def rated(name: str, found: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 def table(found: dict[str, Any]) -> list[str]:
     """Return what was to be reached and what was, a line each."""
-    texts = ["| workload | fornix | against | reach | measured | rates |", "|---|---|---|--:|--:|--:|"]
+    texts = ["| workload | fornix | median | reach | against (its median): median ratio (least to most) |"]
+    texts.append("|---|---|--:|--:|---|")
     for figure in FIGURES:
         rates = found[figure.workload]["rates"]
-        one, other = rates[f"fornix: {figure.ours}"], rates[f"{figure.peer}: {figure.theirs}"]
-        ratio = ratios(one, other)
+        ours = rates[f"fornix: {figure.ours}"]
+        against = []
+        for peer in figure.peers:
+            theirs = rates[f"{peer}: {figure.theirs}"]
+            ratio = ratios(ours, theirs)
+            against.append(
+                f"{peer} ({spread(theirs)['median']:,.0f}): **{ratio['median']:.2f}** "
+                f"({ratio['min']:.2f} to {ratio['max']:.2f})"
+            )
         texts.append(
-            f"| {figure.workload} | {figure.ours} | {figure.peer}: {figure.theirs} | ≥ {figure.reach:g} | "
-            f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
-            f"{spread(one)['median']:,.0f} : {spread(other)['median']:,.0f} |"
+            f"| {figure.workload} | {figure.ours} | {spread(ours)['median']:,.0f} | "
+            f"≥ {figure.reach:g} | {'; '.join(against)} |"
         )
     return texts
 
@@ -278,28 +294,50 @@ def other_lines(found: dict[str, Any]) -> list[str]:
 
 
 def draw_picture(found: dict[str, Any], path: str) -> None:
-    """Draw the median rate of every system, for both workloads."""
+    """Draw the median rate of every system: a row for each workload, a column for each kind of work."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(WORKLOADS), figsize=(13, 6), layout="constrained")
-    for axis, name in zip(axes, WORKLOADS, strict=True):
-        rates = {rated: spread(values) for rated, values in found[name]["rates"].items()}
-        order = sorted(rates, key=lambda rated: rates[rated]["median"])
-        medians = [rates[rated]["median"] for rated in order]
-        errors = [
-            [rates[rated]["median"] - rates[rated]["min"] for rated in order],
-            [rates[rated]["max"] - rates[rated]["median"] for rated in order],
-        ]
-        colors = ["tab:green" if rated.startswith("fornix") else "tab:gray" for rated in order]
-        axis.barh([rated.replace("_", " ") for rated in order], medians, xerr=errors, color=colors)
-        axis.set_xscale("log")
-        axis.set_title(f"{name}: samples/s and steps/s")
-        axis.grid(axis="x", alpha=0.3)
+    figure, axes = plt.subplots(len(found), len(KINDS), figsize=(15, 7), layout="constrained")
+    figure.suptitle(
+        "green: fornix; dark: Reverb's server; light: buffers inside the process that samples", fontsize=11
+    )
+    for row, (workload, one) in zip(axes, found.items(), strict=True):
+        for axis, kind in zip(row, KINDS, strict=True):
+            draw_bars(axis, one["rates"], kind)
+            axis.set_title(f"{workload}: {TITLES[kind]}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_bars(axis: Any, rates: Rates, kind: str) -> None:
+    theirs = KINDS[kind][0]
+    names = [name for name in rates if name.startswith(f"fornix: {kind}") or name.endswith(f": {theirs}")]
+    names = [name for name in names if MEANWHILE not in name][::-1]
+    found = [spread([value / 1000 for value in rates[name]]) for name in names]
+    medians = [one["median"] for one in found]
+    errors = [
+        [one["median"] - one["min"] for one in found],
+        [one["max"] - one["median"] for one in found],
+    ]
+    colors = [COLORS.get(name.split(":")[0], "lightgray") for name in names]
+    labels = [label(name, kind) for name in names]
+    axis.barh(labels, medians, xerr=errors, color=colors, ecolor="black", capsize=2)
+    for at, median in enumerate(medians):
+        axis.text(median, at + 0.18, f" {median:,.0f}", va="bottom", fontsize=7)
+    axis.set_xscale("log")
+    axis.set_xlim(1, 2 * max(one["max"] for one in found))
+    axis.tick_params(labelsize=8)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def label(name: str, kind: str) -> str:
+    """Return what a bar is called: the system, and of fornix how it does it."""
+    system, work = name.split(": ")
+    how = work.removeprefix(kind).removeprefix(" writing").strip(" ,")
+    return f"fornix, {how}" if system == "fornix" else system
 
 
 def main(arguments: list[str] | None = None) -> int:
