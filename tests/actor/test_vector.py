@@ -141,7 +141,7 @@ class Setup:
 
     def transitions(self, table="table_0", **options):
         """Draw often enough that every start is among what is drawn."""
-        options = {"n_step": 1, "discount": 0.5} | options
+        options = {"discount": 0.5} | options
         return self.client.sample(table, 20_000, **options).result()
 
 

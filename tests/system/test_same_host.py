@@ -255,7 +255,7 @@ def test_a_client_never_gathers_from_the_memory_of_a_killed_server_what_a_new_on
             assert writers_of(next(batches)) == draw(samples) == {1}
             look_up(looks_up, old)
             wait_until(batches.ready, "the next batch")
-            common = {"batch_size": 16, "n_step": 3, "discount": 1.0, "timeout_s": 0.5}
+            common = {"batch_size": 16, "unit": Transition(n_step=3), "discount": 1.0, "timeout_s": 0.5}
             answered = [samples.sample(TABLE, **common) for _ in range(2)]
             wait_until(lambda: all(one.done() for one in answered), "two answers")
             server.send_signal(signal.SIGSTOP)
