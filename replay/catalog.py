@@ -77,7 +77,8 @@ class Catalog:
         source = place.table.spec.rows_of
         if source is not None:
             raise InvalidRequestError(
-                f"table {name!r} draws from the rows of {source!r}, and has none of its own; write to that"
+                f"table {name!r} draws from the rows of {source!r}, and has none of its own; name "
+                f"{source!r} instead"
             )
         return place
 

@@ -242,12 +242,12 @@ BAD = {
     "a writer of a table without rows": (
         OpenWriter(table="shared", writer="w", incarnation=1, lanes=1),
         InvalidRequestError,
-        ["draws from the rows of 't'", "write to that"],
+        ["draws from the rows of 't'", "name 't' instead"],
     ),
     "steps for a table without rows": (
         observe(3, [(0, M, 2)], table="shared"),
         InvalidRequestError,
-        ["draws from the rows of 't'", "write to that"],
+        ["draws from the rows of 't'", "name 't' instead"],
     ),
     "a lane that is not there leaves": (
         observe(3, [(0, M, 2)], leave=np.array([2], np.int32)),

@@ -263,7 +263,7 @@ def test_a_reset_forgets_for_all_tables_of_the_group():
 def test_what_is_for_the_rows_is_refused_at_a_table_that_has_none(request_):
     desk = a_group()
     assert desk.refusal(request_) == (
-        "table 'u' draws from the rows of 't', and has none of its own; write to that"
+        "table 'u' draws from the rows of 't', and has none of its own; name 't' instead"
     )
 
 
