@@ -8,6 +8,7 @@ ROUTER; a REQ socket whose server died could never send again. The in-process tr
 import contextlib
 import math
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,7 +16,7 @@ from typing import Protocol
 import zmq
 
 from fornix.common.addresses import check_address, is_ipv6
-from fornix.common.errors import AddressError, ProtocolError, UnreachableError
+from fornix.common.errors import AddressError, InvalidRequestError, ProtocolError, UnreachableError
 from fornix.common.messages import REPLIES, Refused, Reply, Request
 from fornix.common.wire import Buffer, UndecodableError, decode, encode
 
@@ -37,6 +38,7 @@ class Transport(Protocol):
 
         Raises:
             UnreachableError: if no server answers.
+            InvalidRequestError: if the request was forgotten, or the transport is closed.
         """
 
     def forget(self, number: int) -> None:
@@ -93,6 +95,7 @@ class ZmqTransport:
         self._clock = clock
         self._flights: dict[int, _InFlight] = {}
         self._last_number = 0
+        self._closed = False
         self.reconnects = 0
         try:
             self._socket = self._connect()
@@ -100,9 +103,18 @@ class ZmqTransport:
             if self._own_context:
                 self._context.term()
             raise
+        # for one that nobody closes: a context that is collected before its sockets waits for them for ever
+        self._open = [self._socket]
+        self._let_go = weakref.finalize(
+            self, _let_go, self._open, self._context if self._own_context else None
+        )
 
     def send(self, request: Request) -> int:
         """Send a request on its way, and return its number."""
+        if self._closed:
+            raise InvalidRequestError(
+                f"the client of {self._address} is closed; connect another to ask for more"
+            )
         self._last_number += 1
         frames = encode(request, self._last_number)
         server_s = getattr(request, "timeout_s", 0.0)
@@ -117,12 +129,12 @@ class ZmqTransport:
 
         With a time-out, wait for the next reply to anything, so long at most.
         """
-        return self._look(number, min(timeout_s, self._flights[number].due - self._clock()))
+        return self._look(number, timeout_s)
 
     def wait(self, number: int) -> Reply:
         """Wait for the reply and return it; it is handed out once."""
         while True:
-            reply = self._look(number, self._flights[number].due - self._clock())
+            reply = self._look(number, math.inf)
             if reply is not None:
                 return reply
 
@@ -132,15 +144,20 @@ class ZmqTransport:
 
     def close(self) -> None:
         """Close the socket, and the context if it is this transport's own."""
-        self._socket.close(linger=0)
-        if self._own_context:
-            self._context.term()
+        self._closed = True
+        self._flights.clear()
+        self._let_go()
 
     def _look(self, number: int, timeout_s: float) -> Reply | None:
         """Wait for a reply; begin another attempt, or give up, when the present one has failed."""
-        flight = self._flights[number]
+        flight = self._flights.get(number)
+        if flight is None:
+            raise InvalidRequestError(
+                f"request {number} was forgotten, or the client of {self._address} closed, before its "
+                f"answer was taken; connect another, or send it again"
+            )
         if flight.reply is None:
-            self._receive(timeout_s)
+            self._receive(min(timeout_s, flight.due - self._clock()))
         reply: Reply | None = flight.reply
         if reply is not None:
             del self._flights[number]
@@ -212,9 +229,16 @@ class ZmqTransport:
     def _send_all_again(self) -> None:
         """Send whatever has no reply again, in order, through a new socket."""
         self._socket.close(linger=0)
-        self._socket = self._connect()
+        self._socket = self._open[0] = self._connect()
         self.reconnects += 1
-        for flight in self._flights.values():
+        for flight in list(self._flights.values()):  # a collector may forget one meanwhile, in any thread
             if flight.reply is None:
                 flight.left_s += max(0.0, flight.due - self._clock())
                 self._attempt(flight)
+
+
+def _let_go(sockets: list[zmq.Socket[bytes]], context: zmq.Context[zmq.Socket[bytes]] | None) -> None:
+    for socket in sockets:
+        socket.close(linger=0)
+    if context is not None:
+        context.term()

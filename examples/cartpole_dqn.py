@@ -77,7 +77,8 @@ class DQN:
 def train(client: Client, goal: float, limit_s: float, seed: int) -> dict[str, float]:
     limiter = LimiterSpec(min_size=500)
     client.create_table(TABLE, TableSpec(signature=SIGNATURE, capacity_steps=50_000, limiter=limiter))
-    mode = gymnasium.vector.AutoresetMode.SAME_STEP  # any of the three would do
+    # NEXT_STEP would do too; with DISABLED, copies whose episodes ended would have to be reset below
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
     envs = gymnasium.make_vec(
         "CartPole-v1", COPIES, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode}
     )

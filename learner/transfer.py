@@ -1,5 +1,6 @@
 """From the arrays of a batch to the tensors that are trained on."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,38 @@ from fornix.learner.update import Batch
 from fornix.replay.batches import Transitions
 
 
-def to_batch(transitions: Transitions) -> Batch:
-    """Return transitions as tensors on the CPU; stacks are views of the arrays."""
+def _stay(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def to_batch(transitions: Transitions, move: Callable[[Tensor], Tensor] = _stay) -> Batch:
+    """Return transitions as tensors; stacks are views of what became of the window.
+
+    Args:
+        transitions: whose frames are one array.
+        move: returns a contiguous tensor where it is wanted; by default it stays where it is, on the CPU.
+            Frames that a stack and its next one share are moved once.
+    """
+    window = move(torch.from_numpy(transitions.window))
+    if np.may_share_memory(transitions.next_stack, transitions.window):
+        next_stack = window[:, transitions.n_step :]
+    else:  # some are cut short, and all were gathered into an array of their own
+        next_stack = move(torch.from_numpy(transitions.next_stack))
     return Batch(
-        stack=torch.from_numpy(transitions.stack),
-        action=torch.from_numpy(transitions.action).long(),
-        reward=torch.from_numpy(transitions.reward),
-        discount=torch.from_numpy(transitions.discount),
-        next_stack=torch.from_numpy(transitions.next_stack),
+        stack=window[:, : transitions.n_frames],
+        action=move(torch.from_numpy(transitions.action).long()),
+        reward=move(torch.from_numpy(transitions.reward)),
+        discount=move(torch.from_numpy(transitions.discount)),
+        next_stack=next_stack,
     )
 
 
 class Transfer:
     """Makes tensors on one device. On the CPU they are views, and nothing is copied.
 
-    To a CUDA device, stacks are copied from page-locked memory, on a stream of their own: while they are
-    on their way, the device goes on computing, and so does the thread that trains.
+    To a CUDA device, frames are copied from page-locked memory, whole arrays at a time, on a stream of
+    their own. While they are on their way, the device goes on computing, and so does the thread that
+    trains.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -45,11 +62,10 @@ class Transfer:
 
     def __call__(self, transitions: Transitions) -> Batch:
         """Return transitions as tensors; those on another device than the CPU are complete copies."""
-        batch = to_batch(transitions)
         if self._device.type == "cpu":
-            return batch
+            return to_batch(transitions)
         with torch.cuda.stream(self._stream):
-            made = Batch(**{name: self._moved(tensor) for name, tensor in vars(batch).items()})
+            made = to_batch(transitions, self._moved)
         if self._stream is not None:
             self._stream.synchronize()  # of this thread; then the arrays may be written to again
         return made

@@ -27,6 +27,7 @@ class Catalog:
         lease_s: how long a silent session keeps its leases.
         clock: seconds, monotonic.
         refuse: makes the reply that stands for an error.
+        first_key: returns a number above all keys that another server may have given.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Catalog:
         lease_s: float,
         clock: Callable[[], float],
         refuse: Callable[[Exception], Refused],
+        first_key: Callable[[], int],
     ) -> None:
         self.memory_bytes = memory_bytes
         self._clock = clock
@@ -45,6 +47,8 @@ class Catalog:
         self._lease_s = lease_s
         self._seeds = np.random.SeedSequence(seed)
         self._made = 0
+        self._first_key = first_key
+        self._above = 0  # all keys of memories that are gone
         self._places: dict[str, Place] = {}
 
     def __iter__(self) -> Iterator[Place]:
@@ -118,6 +122,8 @@ class Catalog:
                 f"{', '.join(others)} draw from the rows of table {name!r}; drop them first"
             )
         place.close()
+        if place.table.spec.rows_of is None:
+            self._above = max(self._above, place.table.memory.ring.head)
         del self._places[name]
 
     def close(self) -> None:
@@ -134,7 +140,8 @@ class Catalog:
         """Return the memory for a new table."""
         if spec.rows_of is None:
             columns = make_columns(spec.signature, spec.steps, share=self._share)
-            return Memory(spec.signature, columns)
+            first = max(self._first_key(), self._above)
+            return Memory(spec.signature, columns, first + -first % spec.steps)
         memory = self.writable(spec.rows_of).table.memory
         alike = spec.signature.model_copy(update={"n_frames": memory.signature.n_frames})
         memory.signature.require_equal(spec.rows_of, alike)

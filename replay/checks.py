@@ -17,6 +17,8 @@ _INDEX_BYTES = 4
 _STEP_BYTES = 17  # of a step's numbers in a batch, beside its frame and what it holds
 _UNIT_BYTES = 48  # of the numbers that there are once for each transition, sequence or episode
 
+MAX_LIMITED_BATCH = 4096
+
 
 def check_steps(signature: Signature, capacity: int, writer: Writer, request: Observe) -> None:
     """Raise InvalidRequestError unless every array fits the signature and the writer's lanes."""
@@ -96,8 +98,25 @@ def check_batch(spec: TableSpec, request: Sample) -> None:
             f"for each {unit.kind}; a message may have {MAX_MESSAGE_BYTES:,}; ask for at most "
             f"{(MAX_MESSAGE_BYTES - zeros) // row}"
         )
+    _check_rounds(spec, request)
+    if request.lease and request.lease <= request.consumed:
+        raise InvalidRequestError(
+            f"lease {request.lease} is asked for, and all up to {request.consumed} are acknowledged with "
+            f"it; number leases upwards, from {request.consumed + 1} on"
+        )
     if request.lease and not request.session:
         raise InvalidRequestError(f"lease {request.lease} has no session; name one, or send lease 0")
+
+
+def _check_rounds(spec: TableSpec, request: Sample) -> None:
+    """Raise InvalidRequestError for more draws than can be made at once where each may shut others out."""
+    sampler = spec.sampler
+    one_by_one = sampler.uses is not None and sampler.kind in ("uniform", "prioritized", "epoch")
+    if one_by_one and request.batch_size > MAX_LIMITED_BATCH:
+        raise InvalidRequestError(
+            f"batch_size {request.batch_size} is more than the {MAX_LIMITED_BATCH} that a {sampler.kind} "
+            f"sampler with max_times_sampled draws at once; lower batch_size"
+        )
 
 
 def fewest_steps(unit: Unit) -> int:
@@ -135,11 +154,11 @@ def _unit_nbytes(signature: Signature, unit: Unit, mapped: bool) -> int:
 def _check_rows(capacity: int, writer: Writer, request: Observe) -> int:
     """Return how many rows the request has."""
     rows = request.lane.shape[0] if request.lane.ndim == 1 else -1
-    fewest = 1 if request.leave is None else 0
-    if not fewest <= rows <= capacity // 2:
+    fewest, most = 1 if request.leave is None else 0, min(capacity // 2, MAX_BATCH)
+    if not fewest <= rows <= most:
         raise InvalidRequestError(
-            f"lane has shape {request.lane.shape}; it must be [K] with K from {fewest} to "
-            f"{capacity // 2}, half the table"
+            f"lane has shape {request.lane.shape}; it must be [K] with K from {fewest} to {most}: half the "
+            f"table, and {MAX_BATCH} at most; send the rows in several requests"
         )
     _check_lanes("lane", request.lane, writer)
     if request.leave is not None:

@@ -1,9 +1,10 @@
 """The client: what actors, learners and other people's agents use of a replay server."""
 
 import time
+import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self, Unpack, overload
+from typing import Any, Self, Unpack, overload
 
 import numpy as np
 import zmq
@@ -45,6 +46,7 @@ from fornix.replay.prefetch import Prefetch, PrefetchOptions, session_of
 from fornix.replay.writer import Writer
 
 _ONE_STEP = Transition()
+_CLOSE_S = 1.0  # how long to wait, at the end, for a server to take back what iterators hold
 
 
 class Client:
@@ -62,6 +64,7 @@ class Client:
         self._fetch = Fetch(transport, self._maps, self.signature)
         self._name = name
         self._session = session_of(name)
+        self._iterators: weakref.WeakSet[Prefetch[Any]] = weakref.WeakSet()
 
     @classmethod
     def connect(
@@ -102,7 +105,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connection, and of memory that is mapped."""
+        """Give back what iterators hold, and let go of the connection and of memory that is mapped."""
+        deadline = time.monotonic() + _CLOSE_S
+        for iterator in list(self._iterators):
+            iterator.close(max(0.0, deadline - time.monotonic()))
         self._maps.close()
         self._transport.close()
 
@@ -277,6 +283,7 @@ class Client:
         """
         request = _sample(table, batch_size, unit, discount, importance_exponent, timeout_s)
         made: Prefetch[Transitions] = Prefetch(self._fetch, request, self._name, **options)
+        self._iterators.add(made)
         return made
 
     def update_priorities(

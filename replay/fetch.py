@@ -20,7 +20,7 @@ from fornix.replay import refill
 from fornix.replay.batches import drawn
 from fornix.replay.gather import Array, Buffers, check_frames, check_oldest, check_places, gather
 from fornix.replay.mapped import MappedFrames
-from fornix.replay.maps import Maps
+from fornix.replay.maps import Maps, MemoryPath
 from fornix.replay.pending import Pending, ReplyT, expect, make
 
 #: How often overwritten samples are drawn anew, the last time over the socket.
@@ -43,13 +43,18 @@ class Answer(NamedTuple):
     memory: MappedFrames | None
     """That they are in; None where they came with the batch."""
 
+    @property
+    def form(self) -> dict[str, object]:
+        """What one item of each array is, and how many frames a stack has."""
+        return refill.form_of(self.request, self.batch, self.frames)
+
     def parts(self, batch_size: int) -> Iterator["Answer"]:
         """Yield so many samples at a time, each as an answer of its own."""
         if batch_size == self.request.batch_size:
             yield self
             return
         request = self.request.model_copy(update={"batch_size": batch_size})
-        for part in refill.parts_of(self.batch, batch_size):
+        for part in refill.parts_of(self.batch, batch_size, request.importance_exponent):
             yield self._replace(request=request, batch=part)
 
     def gathered(self, buffers: Buffers) -> tuple[Leaves, Rows]:
@@ -80,6 +85,14 @@ class Fetch:
     def offers(self, table: str) -> bool:
         """Whether to ask for places in a table's mapped memory; see `Maps.offers`."""
         return self._maps.offers(table)
+
+    def decided(self, table: str) -> bool:
+        """Whether it is known how a table's frames come; see `Maps.decided`."""
+        return self._maps.decided(table)
+
+    def path(self, table: str) -> MemoryPath:
+        """Return how a table's frames come, as soon as that is decided; see `Maps.path`."""
+        return self._maps.path(table)
 
     def send(self, request: Request, finish: Callable[[Reply], T]) -> Pending[T]:
         """Send a request whose reply `finish` makes a result of."""
@@ -179,6 +192,11 @@ class Fetch:
             if not len(lost):
                 break
             more = self._refill(request, len(lost), mapped=tries_left > 0)
+            if more.form != answer.form:
+                raise UnknownTableError(
+                    f"table {request.table!r} was dropped while a batch was drawn, and another has its "
+                    f"name now; ask again"
+                )
             part, still = more.gathered(Buffers())
             batch, values = refill.put_all(request, (batch, values), (more.batch, part), lost)
             lost = lost[still]

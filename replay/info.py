@@ -17,7 +17,7 @@ _WINDOW_S = 10.0
 _TICK_S = 0.5
 _REPORTS_KEPT = 256
 _REPORT_LIFE_S = 60.0
-_WRITERS_TOLD = 4096
+_WRITERS_TOLD = 1024
 
 
 class Watch:
@@ -139,7 +139,7 @@ def _describe_table(place: "Place", writers_told: int, now: float) -> dict[str, 
         "rows_of": spec.rows_of,
         "sampler": dict(spec.sampler.__dict__),
         "steps": len(table),
-        "steps_ever": memory.ring.head,
+        "steps_ever": memory.steps_ever,
         "policy_version": memory.newest_policy_version,
         "inserts": limiter.inserts,
         "samples": limiter.samples,

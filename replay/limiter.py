@@ -6,6 +6,9 @@ the table's surplus is
 
     d = ρ·(I - M) - C
 
+(C has the draws too that starts had left when they were overwritten, where ρ is the number of times that
+each may be drawn: a queue doesn't wait for what is gone.)
+
 A sample may go ahead while I >= M and d - L > a; an insert may go ahead while I < M or d < b. The bounds
 a < b are min_surplus and max_surplus, or -ρ·E and ρ·E with a buffer of E inserts.
 
@@ -26,10 +29,10 @@ from fornix.replay.limits import bounds, check_limits, number
 
 @dataclass(frozen=True)
 class _Origin:
-    """From where the surplus is counted: what it is at so many inserts and consumed transitions."""
+    """From where the surplus is counted: what it is at so many inserts and transitions that are gone."""
 
     inserts: int
-    consumed: int = 0
+    gone: int = 0
     surplus: float = 0.0
 
 
@@ -44,6 +47,8 @@ class Limiter:
     inserts: int = 0
     consumed: int = 0
     leased: int = 0
+    lost: int = 0
+    """Draws that starts had left when they went; below 0 for those of starts that were there at first."""
     _origin: _Origin = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -64,9 +69,9 @@ class Limiter:
         leave d, as it is then, at its value now.
 
         Where the ratio is the number of times that each start may be drawn, as in a queue or a stack, d
-        must say what is left to draw, or some would never be drawn. So there d becomes what is left, by
-        the counters, plus what is leased, minus ρ for each insert of the minimum size: what it would be,
-        had these limits held from the start. That is exact unless starts were overwritten undrawn.
+        must say what is left to draw, or some would never be drawn. So there d becomes what is left, plus
+        what is leased, minus ρ for each insert of the minimum size: what it would be, had these limits
+        held from the start.
 
         Args:
             spec: the new limits, for the same table and sampler.
@@ -75,16 +80,14 @@ class Limiter:
             InvalidRequestError: as at creation; then nothing is changed.
         """
         check_limits(spec, self.capacity_steps, self.uses)
-        times = self.uses
-        if times is not None and spec.samples_per_insert == times:
-            reckoned = times * self.inserts - self.consumed - self.leased
-            undrawn = max(0, min(reckoned, times * self.capacity_steps))
-            surplus = float(undrawn + self.leased - times * min(self.inserts, spec.min_size))
+        if self.uses is not None and spec.samples_per_insert == self.uses:
+            left = max(0, self.uses * self.inserts - self.consumed - self.lost - self.leased)
+            surplus = float(left + self.leased - self.uses * min(self.inserts, spec.min_size))
         else:
             free = self.spec.samples_per_insert is None
             surplus = 0.0 if free else self._surplus_from(max(self.inserts, self._origin.inserts))
-        self._origin = _Origin(max(self.inserts, spec.min_size), self.consumed, surplus)
         self.spec = spec
+        self._origin = _Origin(max(self.inserts, spec.min_size), self._gone(), surplus)
 
     @property
     def samples(self) -> int:
@@ -107,6 +110,13 @@ class Limiter:
     def give_back(self, samples: int) -> None:
         """Count transitions as leased no more."""
         self.leased -= samples
+
+    def lose(self, draws: int) -> None:
+        """Count draws that starts had left when they went.
+
+        Where every start is to be drawn as often as it may be, as in a queue, nobody is to wait for these.
+        """
+        self.lost += draws
 
     def may_sample(self) -> bool:
         """Whether a sample may go ahead now."""
@@ -153,7 +163,11 @@ class Limiter:
     def _surplus_from(self, inserts: int) -> float:
         """Return what d is, or would be, with so many inserts; any number with a free limiter."""
         since, ratio = self._origin, self.spec.samples_per_insert or 0.0
-        return since.surplus + ratio * (inserts - since.inserts) - (self.consumed - since.consumed)
+        return since.surplus + ratio * (inserts - since.inserts) - (self._gone() - since.gone)
+
+    def _gone(self) -> int:
+        """Return the draws that d counts as made."""
+        return self.consumed + (self.lost if self.spec.samples_per_insert == self.uses else 0)
 
     def _left(self) -> float:
         """Return d - L."""

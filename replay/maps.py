@@ -6,9 +6,15 @@ table that was dropped, with the places of another: where the numbers differ, th
 """
 
 import logging
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from fornix.common.errors import FornixError, UnknownTableError, UnreachableError, WaitTimeoutError
+from fornix.common.errors import (
+    ConfigurationError,
+    FornixError,
+    UnknownTableError,
+    UnreachableError,
+    WaitTimeoutError,
+)
 from fornix.common.messages import Hello, MapTable, TableMap, Welcome
 from fornix.common.transport import Transport
 from fornix.replay.mapped import MappedFrames
@@ -49,12 +55,21 @@ class Maps:
     """
 
     def __init__(self, transport: Transport, choice: MemoryChoice, client: str) -> None:
+        if choice not in get_args(MemoryChoice):
+            raise ConfigurationError(
+                f"memory is {choice!r}; it must be one of {', '.join(get_args(MemoryChoice))}"
+            )
         self._transport = transport
         self._choice = choice
         self._client = client
         self._asked: dict[str, _Asked] = {}
         self._open: dict[str, _Map] = {}
         self._refused: set[str] = set()
+
+    def decided(self, table: str) -> bool:
+        """Whether it is known how a table's frames come; if not, it is seen to without waiting."""
+        self.offers(table)
+        return self._decided(table)
 
     def offers(self, table: str) -> bool:
         """Whether a table's memory is mapped, so that places in it can be asked for.
@@ -109,6 +124,8 @@ class Maps:
 
     def close(self) -> None:
         """Let go of all memories."""
+        self._asked.clear()
+        self._refused.clear()
         for table in list(self._open):
             self.forget(table)
 
@@ -133,6 +150,7 @@ class Maps:
                 table_map.memory, MappedFrames.open(table_map, tables[table]), table_map.own
             )
         except FornixError as error:
+            asked.welcome.forget()
             if self._choice == "mapped" or isinstance(error, _UNDECIDED):
                 raise
             self._refused.add(table)

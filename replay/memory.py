@@ -45,11 +45,18 @@ class Reader(Protocol):
 
 
 class Memory:
-    """Steps of many lanes; see `docs/replay.md` for what each word means."""
+    """Steps of many lanes; see `docs/replay.md` for what each word means.
 
-    def __init__(self, signature: Signature, columns: Columns) -> None:
+    Args:
+        signature: of the steps.
+        columns: to keep them in.
+        first: the key of the first step.
+    """
+
+    def __init__(self, signature: Signature, columns: Columns, first: int = 0) -> None:
         self.signature = signature
-        self.ring = Ring(columns)
+        self.ring = Ring(columns, first)
+        self._first = first
         self.stacker = Stacker(columns.arrays, signature)
         self.readers: list[Reader] = []
         self.writers: dict[str, Writer] = {}
@@ -61,12 +68,18 @@ class Memory:
         self.returns: deque[float] = deque(maxlen=_EPISODES_KEPT)
         self.lengths: deque[int] = deque(maxlen=_EPISODES_KEPT)
 
+    @property
+    def steps_ever(self) -> int:
+        """Steps that have been written, and those that a reset forgot."""
+        return self.ring.head - self._first
+
     def open_writer(self, name: str, incarnation: int, lanes: int, now: float = 0.0) -> int:
         """Take the place of writer `name`, and return the next sequence number.
 
         Opening the same incarnation again changes nothing, but may add lanes. A newer one fences the
-        older and closes its open episodes as truncated. Where there are too many writers, the one that
-        has been idle longest is forgotten, as if a newer incarnation had taken its place.
+        older and closes its open episodes as truncated. Where there are too many writers, or more lanes
+        than steps, those that have been idle longest are forgotten, as if newer incarnations had taken
+        their places.
 
         Raises:
             FencedError: if a newer incarnation has been opened.
@@ -85,9 +98,9 @@ class Memory:
         if known is None and len(self.writers) >= _MAX_WRITERS:
             known = min(self.writers.values(), key=lambda writer: writer.last_seen)
         if known is not None:
-            self._leave(known, np.arange(known.lanes))
-            del self.writers[known.name]
+            self._forget(known)
         self.writers[name] = Writer.open(name, incarnation, lanes, now)
+        self._forget_idle(name)
         return 1
 
     def is_repeated(self, request: Observe) -> bool:
@@ -191,6 +204,20 @@ class Memory:
         self.returns.clear()
         self.lengths.clear()
 
+    def _forget(self, writer: Writer) -> None:
+        self._leave(writer, np.arange(writer.lanes))
+        del self.writers[writer.name]
+
+    def _forget_idle(self, name: str) -> None:
+        """Forget writers, those idle longest first, until all have no more lanes than there are steps."""
+        lanes = sum(writer.lanes for writer in self.writers.values())
+        others = sorted((w for w in self.writers.values() if w.name != name), key=lambda w: w.last_seen)
+        for writer in others:
+            if lanes <= self.ring.capacity:
+                return
+            lanes -= writer.lanes
+            self._forget(writer)
+
     def _open_again(self, known: Writer, incarnation: int, lanes: int) -> int:
         if known.incarnation > incarnation:
             raise fenced(known.name, incarnation, known.incarnation)
@@ -200,6 +227,7 @@ class Memory:
                 f"more, or a new incarnation"
             )
         known.grow(lanes)
+        self._forget_idle(known.name)
         return known.sequence + 1
 
     def _writer(self, request: Observe) -> Writer:

@@ -22,6 +22,9 @@ Made = TypeVar("Made")
 ReplyT = TypeVar("ReplyT", bound=Reply)
 RequestT = TypeVar("RequestT", bound=Request)
 
+#: What a transport raises where a reply won't come any more: no server, or no transport.
+_NO_REPLY = (UnreachableError, InvalidRequestError)
+
 
 class Pending(Generic[T]):
     """A request in flight.
@@ -32,14 +35,22 @@ class Pending(Generic[T]):
         finish: makes the result of the reply, or raises; called once for each reply, by `result`.
     """
 
+    # for one whose request could not even be sent
+    _number = 0
+    _reply: Reply | None = None
+    _end: FornixError | None = None
+
     def __init__(self, transport: Transport, request: Request, finish: Callable[[Reply], T]) -> None:
         self._transport = transport
         self._request = request
         self._finish = finish
         self._number = transport.send(request)
-        self._reply: Reply | None = None
-        self._end: FornixError | None = None
         self._result: list[T] = []  # of one, once there is one
+
+    def __del__(self) -> None:
+        if self._reply is None and self._end is None:
+            # nobody can ask for the reply any more; a collector may say so in any thread
+            self._transport.forget(self._number)
 
     def done(self, timeout_s: float = 0.0) -> bool:
         """Whether the reply is there, or none will come: then `result` doesn't wait for it.
@@ -49,7 +60,7 @@ class Pending(Generic[T]):
         if self._reply is None and self._end is None:
             try:
                 self._reply = self._transport.poll(self._number, timeout_s)
-            except UnreachableError as error:
+            except _NO_REPLY as error:
                 self._end = error
         return self._reply is not None or self._end is not None
 
@@ -97,7 +108,7 @@ class Pending(Generic[T]):
         try:
             if self._reply is None:
                 self._reply = self._transport.wait(self._number)
-        except UnreachableError as error:
+        except _NO_REPLY as error:
             self._end = error
             return
         try:

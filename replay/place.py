@@ -1,6 +1,5 @@
 """A table with those who wait at it, each until its way opens or its deadline passes."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -14,19 +13,20 @@ from fornix.replay.waiting import Parked, RequestT, Ticket, WaitingLine
 
 Answer = tuple[Ticket, Reply]
 
-MAX_PARKED = 65_536
+MAX_PARKED = 4096
 MAX_UNITS_WAITED_FOR = 16
 
 
 class _Kind(NamedTuple):
-    """What the samples in line wait for: starts of a unit, and the limiter or not."""
+    """What the samples in line wait for: so many starts of a unit, and the limiter or not."""
 
     unit: Unit
+    batch_size: int
     refill: bool
 
 
 def _kind(request: Sample) -> _Kind:
-    return _Kind(request.unit, request.refill)
+    return _Kind(request.unit, request.batch_size, request.refill)
 
 
 class Place:
@@ -57,15 +57,18 @@ class Place:
         self.samples: WaitingLine[Sample] = WaitingLine(_kind)
         self._clock = clock
         self._refuse = refuse
+        self._asked_at = 0  # how many steps there had been when the last sample was put in line
         group.append(self)
 
     def lets_insert(self) -> bool:
         """Whether this table lets an insert go ahead now.
 
         Where its limiter holds inserts back and lets a sample through that still waits, that lacks a start
-        to draw, and only more steps can bring one.
+        to draw, and only more steps can bring one; those of a whole ring at most.
         """
-        return self.table.limiter.may_insert() or self._lets_samples()
+        ring = self.table.memory.ring
+        hopeful = ring.head - self._asked_at < ring.capacity
+        return self.table.limiter.may_insert() or (hopeful and self._lets_samples())
 
     def insert(self, request: Observe) -> Stacks | None:
         """Carry out a new write, or return None while it must wait."""
@@ -106,6 +109,7 @@ class Place:
                 f"the limit; ask again later, or for a unit that others draw too"
             )
         self.park(self.samples, parked)
+        self._asked_at = self.table.memory.ring.head
 
     def release(self) -> Iterator[Answer]:
         """Answer everyone in the group for whom the way is free now."""
@@ -123,12 +127,11 @@ class Place:
 
     def expire(self, now: float) -> Iterator[Answer]:
         """Answer those whose deadlines have passed, and give back what silent sessions had leased."""
-        anyone = self._expire_leases(now)
+        given_back = self._expire_leases(now)
         for line in (self.inserts, self.samples):
             while (parked := line.pop_late(now)) is not None:
-                anyone = True
                 yield parked.ticket, self._refuse_late(parked.request)
-        if anyone:
+        if given_back:
             yield from self.release()
 
     def next_deadline(self) -> float | None:
@@ -167,18 +170,19 @@ class Place:
 
     def _release_samples(self) -> Iterator[Answer]:
         """Answer those for whom there are starts, oldest first, as long as the limiter lets them."""
-        lacking: dict[Unit, int] = {}  # the fewest samples for which there are too few starts
+        lacking: set[_Kind] = set()  # for which there are too few starts
         for parked in self.samples:
-            if not self._lets_samples():
+            if not self._lets_samples() or len(lacking) == len(self.samples.kinds):
                 return
             request = parked.request
-            if request.batch_size >= lacking.get(request.unit, math.inf):
+            kind = _kind(request)
+            if kind in lacking:
                 continue
             if not self.table.lets_sample(request):
                 continue
             reply = self._try(self.sample, parked)
             if reply is None:
-                lacking[request.unit] = request.batch_size
+                lacking.add(kind)
             else:
                 self.samples.remove(parked)
                 yield parked.ticket, reply

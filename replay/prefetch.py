@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -9,7 +10,13 @@ from typing import Generic, NamedTuple, Self, TypedDict
 
 import numpy as np
 
-from fornix.common.errors import FornixError, InvalidRequestError, UnreachableError
+from fornix.common.errors import (
+    FornixError,
+    InvalidRequestError,
+    SignatureError,
+    UnknownTableError,
+    UnreachableError,
+)
 from fornix.common.messages import Batch, Consume, Done, Sample
 from fornix.replay.batches import DrawnT
 from fornix.replay.fetch import Answer, Fetch
@@ -105,6 +112,7 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         changes = {"session": session_of(client), "batch_size": request.batch_size * per_request}
         self._request = make(Sample, **request.__dict__ | changes)
         self._leased = leased
+        self._per_request = per_request
         self._in_flight = in_flight
         self._sets = [Buffers(allocate) for _ in range(keep)]
         self._flights: deque[_Flight] = deque()
@@ -114,6 +122,10 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         self._consumed = consumed or (lambda: self._handed)
         self._held: deque[int] = deque()  # the leases of those that are not consumed yet
         self._up_to = self._told = 0  # the last lease that is consumed, and the last that the server knows
+        self._form: dict[str, object] = {}  # of all batches
+        # requests whose failure `ready` has told of, and whose failure may have been raised
+        self._announced: Pending[Batch] | None = None
+        self._raised: Pending[Batch] | None = None
         self._silent = False  # the server, when it was last asked
         self._closed = False
 
@@ -134,6 +146,9 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         except UnreachableError:
             self._silent = True
             raise
+        except UnknownTableError:
+            self._parts.clear()  # of the table that is gone
+            raise
         self._parts.popleft()
         self._handed += 1
         if self._leased:
@@ -146,13 +161,22 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
             return False
         if self._parts:
             return True
+        if self._per_request > 1 and not self._fetch.decided(self._request.table):
+            return False
         self._ask_ahead()
-        return self._flights[0].pending.done()
+        pending = self._flights[0].pending
+        if pending is self._raised or pending.timed_out():
+            self._ask_again()
+            pending = self._flights[0].pending
+        if pending.failed():
+            self._announced = pending
+        return pending.done()
 
-    def close(self) -> None:
+    def close(self, wait_s: float = 1.0) -> None:
         """Drop what is on its way, give back what is not consumed; then there are no more batches.
 
-        All that were handed out are consumed, or those that `consumed` says.
+        All that were handed out are consumed, or those that `consumed` says. If the server says nothing
+        for `wait_s` seconds, the leases are left to run out.
         """
         if self._closed:
             return
@@ -165,7 +189,9 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
         if not self._leased or not self._asked or self._silent:
             return
         try:
-            self._acknowledge(release=True).result()
+            released, deadline = self._acknowledge(release=True), time.monotonic() + wait_s
+            while not released.done(left_s := max(0.0, deadline - time.monotonic())) and left_s:
+                pass
         except FornixError as error:
             _LOG.debug("the leases of %r run out by themselves: %s", self._request.session, error)
 
@@ -182,15 +208,33 @@ class Prefetch(Iterator[DrawnT], Generic[DrawnT]):
 
     def _take_answer(self) -> None:
         """Wait for the oldest request's answer, and take it apart into batches."""
+        if self._per_request > 1:
+            self._fetch.path(self._request.table)  # what may be asked for at once depends on it
         self._ask_ahead()
-        self._ask_again()
+        if self._flights[0].pending is not self._announced:
+            self._ask_again()
         lease, request, pending = self._flights[0]
         while self._held and not pending.done(_LOOK_S):
             self._tell()
-        answer = self._fetch.answer(request, pending.result())
+        self._raised = pending
+        batch = pending.result()
         self._flights.popleft()
+        answer = self._fetch.answer(request, batch)
+        self._require_form(answer.form)
         self._parts.extend(_Part(0, part) for part in answer.parts(self._batch_size))
         self._parts[-1] = self._parts[-1]._replace(lease=lease)
+
+    def _require_form(self, form: dict[str, object]) -> None:
+        """Raise SignatureError unless batches are like the first: whoever takes them counts on it."""
+        self._form = self._form or form
+        if form != self._form:
+            changed = sorted(
+                name for name in form.keys() | self._form if form.get(name) != self._form.get(name)
+            )
+            raise SignatureError(
+                f"table {self._request.table!r} was created anew with other {', '.join(changed)}, so its "
+                f"batches are not like those before; make a new iterator"
+            )
 
     def _ask_ahead(self) -> None:
         """Send what is missing of the requests in flight, and say what has been consumed."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.common.errors import ProtocolError, UnknownTableError
+from fornix.common.errors import ProtocolError
 from fornix.common.messages import Batch, Sample
 from fornix.common.specs import Transition
 
@@ -38,7 +38,24 @@ def check(batch: Batch, request: Sample) -> None:
         )
 
 
-def parts_of(batch: Batch, batch_size: int) -> Iterator[Batch]:
+def form_of(request: Sample, batch: Batch, frames: Mapping[str, Array]) -> dict[str, object]:
+    """Return what one item of each array of a batch is, and how many frames a stack has.
+
+    Batches of different forms can't be put together: numpy would cast and stretch one to fit another in
+    silence.
+    """
+    if isinstance(request.unit, Transition):
+        axes, steps = 1, request.unit.n_step
+    else:
+        axes, steps = 2, batch.reward.shape[1]
+    arrays = {name: (getattr(batch, name), axes) for name in _OF_STEPS}
+    arrays |= {f"extras.{name}": (array, axes) for name, array in batch.extras.items()}
+    arrays |= {f"frame.{path}": (array, 1) for path, array in frames.items()}
+    form = {name: (array.dtype, array.shape[axes:]) for name, (array, axes) in arrays.items()}
+    return {"n_frames": batch.index.shape[1] - steps, **form}
+
+
+def parts_of(batch: Batch, batch_size: int, importance_exponent: float) -> Iterator[Batch]:
     """Yield so many samples at a time, each as a batch of its own; views, but for the weights."""
 
     def parted(array: Array) -> Array:
@@ -49,7 +66,8 @@ def parts_of(batch: Batch, batch_size: int) -> Iterator[Batch]:
         for name in (*_OF_SAMPLES, *_OF_STEPS, "index", "oldest", "mask")
         if (array := getattr(batch, name)) is not None
     }
-    named["weight"] = named["weight"] / named["weight"].max(axis=1, keepdims=True)
+    if importance_exponent:
+        named["weight"] = _weights(named["probability"], importance_exponent)
     extras = {name: parted(array) for name, array in batch.extras.items()}
     for at, values in enumerate(zip(*named.values(), strict=True)):
         update: dict[str, Any] = dict(zip(named, values, strict=True))
@@ -58,30 +76,13 @@ def parts_of(batch: Batch, batch_size: int) -> Iterator[Batch]:
 
 
 def put_all(request: Sample, into: Filled, more: Filled, rows: NDArray[np.intp]) -> Filled:
-    """Return a batch and its windows with the samples of `more` in place of those in `rows`.
+    """Return a batch and its windows with the samples of `more`, of the same form, in place of `rows`.
 
     Where `more` has longer sequences, the others get zeros at their ends. Weights become those of the
     whole batch. `index`, `frame` and `oldest` are left as they were.
-
-    Raises:
-        UnknownTableError: the two don't have the same arrays: the table was created anew in between.
     """
-    if _forms(*into) != _forms(*more):
-        raise UnknownTableError(
-            f"table {request.table!r} was dropped while a batch was drawn, and another has its name now; "
-            f"ask again"
-        )
     windows = {path: put_steps(array, more[1][path], rows) for path, array in into[1].items()}
     return _put_batch(into[0], more[0], rows, request.importance_exponent), windows
-
-
-def _forms(batch: Batch, windows: Mapping[str, Array]) -> dict[str, object]:
-    """Return what one item of each array is: numpy would cast and stretch one to fit another in silence."""
-    steps = 1 if batch.mask is None else 2
-    arrays = {name: (getattr(batch, name), steps) for name in _OF_STEPS}
-    arrays |= {f"extras.{name}": (array, steps) for name, array in batch.extras.items()}
-    arrays |= {f"window.{path}": (array, 2) for path, array in windows.items()}
-    return {name: (array.dtype, array.shape[axes:]) for name, (array, axes) in arrays.items()}
 
 
 def _put_batch(batch: Batch, more: Batch, rows: NDArray[np.intp], importance_exponent: float) -> Batch:
@@ -95,10 +96,15 @@ def _put_batch(batch: Batch, more: Batch, rows: NDArray[np.intp], importance_exp
     if batch.mask is not None and more.mask is not None:
         made["mask"] = put_steps(batch.mask, more.mask, rows)
     if importance_exponent:
-        # (N · probability)^-β over the largest of the batch: N cancels out
-        weight = (batch.probability.min() / batch.probability) ** importance_exponent
-        made["weight"] = weight.astype(np.float32)
+        made["weight"] = _weights(batch.probability, importance_exponent)
     return batch.model_copy(update=made)
+
+
+def _weights(probability: Array, importance_exponent: float) -> NDArray[np.float32]:
+    """Return (N · probability)^-β over the largest of the last axis; N cancels out."""
+    least = probability.min(axis=-1, keepdims=True)
+    weight: NDArray[np.float32] = ((least / probability) ** importance_exponent).astype(np.float32)
+    return weight
 
 
 def put_steps(into: Array, values: Array, rows: NDArray[np.intp]) -> Array:

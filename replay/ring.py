@@ -26,14 +26,20 @@ _MAX_BLOCK = 4096
 class Ring:
     """Rows in columns, appended at the head, overwritten at the tail."""
 
-    def __init__(self, columns: Columns) -> None:
+    def __init__(self, columns: Columns, first: int = 0) -> None:
+        """Begin without rows.
+
+        Args:
+            columns: that no ring was on before.
+            first: the number of the first row.
+        """
         self.capacity = columns.capacity
         self.columns = columns
         self._arrays = columns.arrays
         self._back = columns.arrays["back"]
         self._forward = columns.arrays["forward"]
-        self.head = 0
-        self.tail = 0
+        self.head = self.tail = first
+        columns.raise_floor(first)
 
     def __len__(self) -> int:
         return self.head - self.tail

@@ -33,7 +33,13 @@ def serve(
         AddressError: if the address can't be bound.
     """
     service = ReplayService(
-        time.monotonic, seed=seed, memory_bytes=memory_bytes, version=version, share=True, lease_s=lease_s
+        time.monotonic,
+        seed=seed,
+        memory_bytes=memory_bytes,
+        version=version,
+        share=True,
+        lease_s=lease_s,
+        first_key=time.time_ns,  # no server gives keys as fast as this goes on
     )
     server = ReplayServer(service, address)
     try:

@@ -67,6 +67,7 @@ class ReplayService:
         version: of the server, as its welcome tells it.
         share: whether clients on this host may map the memory.
         lease_s: how long a silent session keeps the batches that it has fetched and not consumed.
+        first_key: returns a number above all keys that another server may have given to its clients.
     """
 
     def __init__(
@@ -77,10 +78,17 @@ class ReplayService:
         version: str = "",
         share: bool = False,
         lease_s: float = 30.0,
+        first_key: Callable[[], int] = lambda: 0,
     ) -> None:
         self._clock = clock
         self._catalog = Catalog(
-            memory_bytes or _three_quarters_of_memory(), seed, share, lease_s, clock, self.refuse
+            memory_bytes or _three_quarters_of_memory(),
+            seed,
+            share,
+            lease_s,
+            clock,
+            self.refuse,
+            first_key,
         )
         self._version = version
         self._reports = Reports()

@@ -65,6 +65,7 @@ class Table:
         )
         self._times = TimesSampled(slots, sampler.uses)
         self._begin_rows(np.arange(self._tail, self._ring.head))
+        self.limiter.lose(-self._draws_left(self._tail, self._ring.head))
 
     def _begin_rows(self, numbers: Numbers) -> None:
         self._times.begin(numbers)
@@ -92,7 +93,15 @@ class Table:
             passed = np.arange(max(self._tail, lost), min(tail, ring.head))
             for index in self._indexes.values():
                 index.take_out(passed)
+            self.limiter.lose(self._draws_left(self._tail, min(tail, ring.head)))
             self._tail = tail
+
+    def _draws_left(self, low: int, high: int) -> int:
+        """Return how often the starts among rows [low, high) may still be drawn, if there is a limit."""
+        if self.spec.sampler.uses is None:
+            return 0
+        numbers = np.arange(low, high)
+        return int(self._times.left(numbers[self._ring.after(numbers) >= 0]).sum())
 
     def _evict(self, numbers: Numbers) -> None:
         for index in self._indexes.values():
@@ -107,6 +116,10 @@ class Table:
                 index.take_out(rows[rows < self._tail])
             index.arrive(rows)
         self.limiter.inserts += acted
+        uses = self.spec.sampler.uses
+        if uses is not None:
+            back = self._ring.read("back", rows)
+            self.limiter.lose(uses * int(np.count_nonzero((back > 0) & (rows - back < self._tail))))
 
     def end(self, rows: Numbers) -> None:
         """These rows, written before, are the last of their episodes now."""

@@ -25,6 +25,8 @@ class VectorLanes:
     """In an episode at the server; only lanes that have joined are."""
     fresh: Flags
     """The next observation is an episode's first."""
+    new: Flags
+    """Have neither been reset nor left since the writer was made."""
     over: Flags
     """Ended, and the caller has to reset; in mode `disabled`."""
     leaving: Flags
@@ -38,7 +40,8 @@ class VectorLanes:
     def of(cls, lanes: int) -> "VectorLanes":
         """Return lanes that have joined, none of them in an episode."""
         no = np.zeros(lanes, np.bool_)
-        return cls(~no, no, no, no, no, no, np.full(lanes, NO_KEY, np.int64))
+        key = np.full(lanes, NO_KEY, np.int64)
+        return cls(joined=~no, open=no, fresh=no, new=~no, over=no, leaving=no, shown=no, key=key)
 
     def wider(self, lanes: int) -> "VectorLanes":
         """Return these and further ones, which have not joined, `lanes` altogether."""
@@ -54,6 +57,7 @@ class VectorLanes:
             self,
             joined=self.joined & ~which,
             open=self.open & ~which,
+            new=self.new & ~which,
             leaving=self.leaving | self.open & which,
             shown=self.shown & ~which,
         )
@@ -75,6 +79,7 @@ class VectorLanes:
             self,
             open=self.open | begins,
             fresh=self.fresh & ~which,
+            new=self.new & ~which,
             over=self.over & ~which,
             leaving=np.zeros_like(which),
             shown=self.shown | begins,
@@ -93,6 +98,11 @@ class VectorLanes:
         Raises:
             InvalidRequestError: if one had to be reset before, or ended before it could begin.
         """
+        if self.new.any():
+            raise InvalidRequestError(
+                f"lanes {_numbers(self.new).tolist()} have begun no episode yet; call reset(observation) "
+                f"first, with what envs.reset returned, or let them leave"
+            )
         stuck = self.joined & self.over
         if stuck.any():
             raise InvalidRequestError(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class VectorWriter:
     returns one array over and over spoils its own last observation: Gymnasium keeps no copy of it.
 
     One request may be in flight. A call that raises has changed nothing, and neither has a request that
-    the server refused; one that timed out is to be sent again (`Pending.send_again`).
+    the server refused; one that timed out is to be sent again (`unanswered.send_again()`).
 
     Args:
         writer: with N lanes, that nothing else writes with.
@@ -83,6 +83,11 @@ class VectorWriter:
         """N, those that have left included."""
         return len(self._lanes.joined)
 
+    @property
+    def unanswered(self) -> Pending[LaneStacks] | None:
+        """The request that has no answer yet, as `Writer.unanswered`; its result is that of all lanes."""
+        return cast("Pending[LaneStacks] | None", self._writer.unanswered)  # changed by `Pending.then`
+
     def reset(
         self,
         observation: Any,
@@ -96,7 +101,8 @@ class VectorWriter:
         """Write the FIRST steps of environments that the caller has reset.
 
         An episode that is still open ends, truncated. The stacks that come back are those of all lanes
-        that are written, not just of these.
+        that are written, not just of these. If the result is a time-out, call `unanswered.send_again()`
+        and take it again.
 
         Args:
             observation: [N, *obs], or a dict or tuple of such.
@@ -133,6 +139,9 @@ class VectorWriter:
         timeout_s: float = 10.0,
     ) -> Pending[LaneStacks]:
         """Write one step of all environments, in one request.
+
+        If the result is a time-out, call `unanswered.send_again()` and take it again before the
+        environments step on.
 
         Args:
             action: [N, *action], that was taken; ignored where the step reset the environment.

@@ -1,7 +1,7 @@
 """A writer: appends steps to a table, exactly once and in order."""
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from fornix.common import trees
 from fornix.common.errors import (
@@ -21,7 +21,7 @@ from fornix.common.messages import (
 from fornix.common.signature import Signature
 from fornix.replay.fetch import Fetch
 from fornix.replay.pending import Pending, make
-from fornix.replay.steps import Steps
+from fornix.replay.steps import Steps, lane_numbers
 
 #: Refusals after which a write may still be applied: it is to be sent again.
 _UNDECIDED = (WaitTimeoutError.code, ServerError.code)
@@ -30,7 +30,7 @@ _UNDECIDED = (WaitTimeoutError.code, ServerError.code)
 class Writer:
     """Appends the steps of some lanes to one table, each request exactly once and in order.
 
-    Made by `Client.open_writer`. One request may be in flight at a time.
+    Made by `Client.open_writer`. One request may be in flight at a time: `unanswered`.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class Writer:
         self.incarnation = incarnation
         self.lanes = lanes
         self._next = sequence
-        self._unanswered: Observe | None = None
+        self._unanswered: tuple[Observe, Pending[Stacks]] | None = None
 
     def observe(
         self,
         steps: Steps,
         *,
-        leave: NDArray[np.int32] | None = None,
+        leave: ArrayLike | None = None,
         policy_version: int = 0,
         stacks: bool = True,
         timeout_s: float = 10.0,
@@ -64,20 +64,21 @@ class Writer:
         """Append steps, and ask for the stack of each lane in them.
 
         Steps that the server refuses as invalid have no place in the order: the next ones take it.
-        Those that timed out do: send them again. The arrays must not change before the answer has
-        come: they are sent, and perhaps sent again, from where they lie.
+        Those that timed out do, and nothing else is sent before them: call `unanswered.send_again()`,
+        and take the result again. The arrays must not change before the answer has come: they are
+        sent, and perhaps sent again, from where they lie.
 
         Args:
             steps: to append.
-            leave: int32 [J], lanes whose open episodes end, truncated, at their newest step, before
-                the steps are appended.
+            leave: int [J], of any width: lanes whose open episodes end, truncated, at their newest step,
+                before the steps are appended.
             policy_version: version of the weights that chose the actions.
             stacks: whether to answer with stacks, or with keys alone.
             timeout_s: how long the server may hold the request back.
 
         Raises:
-            InvalidRequestError: if the steps don't fit the table's signature, or those before have no
-                answer yet; nothing is sent.
+            InvalidRequestError: if the steps don't fit the table's signature, `leave` holds no lanes, or
+                those before have no answer yet; nothing is sent.
         """
         self.require_answered()
         steps.check(self.signature)
@@ -87,7 +88,7 @@ class Writer:
             writer=self.name,
             incarnation=self.incarnation,
             sequence=self._next,
-            leave=leave,
+            leave=None if leave is None else lane_numbers("leave", leave),
             policy_version=policy_version,
             stacks=stacks,
             mapped=stacks and self._fetch.offers(self._table),
@@ -95,8 +96,17 @@ class Writer:
             **steps.__dict__ | {"frame": trees.bare(trees.leaves(steps.frame))},
         )
         pending = self._fetch.send(request, lambda reply: self._finish(request, reply))
-        self._unanswered = request
+        self._unanswered = request, pending
         return pending
+
+    @property
+    def unanswered(self) -> Pending[Stacks] | None:
+        """The request that has no answer yet; None once its result was taken, or the server refused it.
+
+        After an error that leaves open whether it was applied, such as WaitTimeoutError or
+        UnreachableError, it is still there: send it again, and take its result.
+        """
+        return None if self._unanswered is None else self._unanswered[1]
 
     @property
     def sequence(self) -> int:
@@ -107,8 +117,9 @@ class Writer:
         """Raise InvalidRequestError if a request is in flight, or is to be sent again."""
         if self._unanswered is not None:
             raise InvalidRequestError(
-                f"request {self._unanswered.sequence} of writer {self.name!r} has no answer yet, and one "
-                f"may be in flight; take its result first, or send it again"
+                f"request {self._unanswered[0].sequence} of writer {self.name!r} has no answer yet, and "
+                f"one may be in flight; take unanswered.result() first, or call unanswered.send_again() "
+                f"and then take it if that has failed"
             )
 
     def grow(self, lanes: int) -> None:
@@ -138,6 +149,7 @@ class Writer:
     def _finish(self, request: Observe, reply: Reply) -> Stacks:
         if isinstance(reply, Stacks):
             self._next = max(self._next, request.sequence + 1)
-        if not (isinstance(reply, Refused) and reply.code in _UNDECIDED):
-            self._unanswered = None if self._unanswered is request else self._unanswered
+        decided = not (isinstance(reply, Refused) and reply.code in _UNDECIDED)
+        if decided and self._unanswered is not None and self._unanswered[0] is request:
+            self._unanswered = None
         return self._fetch.stacks(self._table, self._fetch.expect(Stacks, self._table, reply))

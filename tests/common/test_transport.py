@@ -7,7 +7,7 @@ import pytest
 import zmq
 
 from fornix.common.addresses import check_address, is_served_ipc
-from fornix.common.errors import AddressError, ProtocolError, UnreachableError
+from fornix.common.errors import AddressError, InvalidRequestError, ProtocolError, UnreachableError
 from fornix.common.messages import (
     REQUESTS,
     Done,
@@ -121,7 +121,7 @@ def test_a_request_whose_reply_was_lost_is_sent_again_through_a_new_socket(ipc_a
         assert set(numbers) == {number}
         assert len(requests) == dropped + 1
         assert way.reconnects == dropped
-        with pytest.raises(KeyError):
+        with pytest.raises(InvalidRequestError, match="was forgotten"):
             way.wait(number)  # handed out once
 
 
@@ -351,6 +351,19 @@ def test_a_context_that_was_given_is_left_open(ipc_address):
     with zmq.Context() as context:
         ZmqTransport(ipc_address, context=context).close()
         assert not context.closed
+
+
+def test_a_closed_transport_says_so_to_whoever_asks_or_still_waits(ipc_address):
+    way = ZmqTransport(ipc_address)
+    before = way.send(InfoQuery())
+    way.close()
+    way.close()
+    for look in (way.poll, way.wait):
+        with pytest.raises(InvalidRequestError, match="closed"):
+            look(before)
+    with pytest.raises(InvalidRequestError, match="closed; connect another"):
+        way.send(InfoQuery())
+    way.forget(before)
 
 
 # addresses -----------------------------------------------------------------------------------------

@@ -111,8 +111,38 @@ def test_a_batch_says_what_the_memory_holds(local):
 def test_views_stay_views(local):
     write(local)
     transitions = local.sample(TABLE, 16, Transition(n_step=2), discount=0.5).result()
-    stack = to_batch(transitions).stack
-    assert np.shares_memory(stack.numpy(), transitions.window)
+    batch = to_batch(transitions)
+    assert np.shares_memory(batch.stack.numpy(), transitions.window)
+    assert np.shares_memory(batch.next_stack.numpy(), transitions.next_stack)
+
+
+@pytest.mark.parametrize(("n_step", "cut"), [(1, False), (3, False), (3, True)])
+def test_what_is_moved_is_contiguous_and_arrives_bit_for_bit(n_step, cut, local):
+    """A view would first be copied into memory that is not page-locked."""
+    turns = 8 if cut else 40
+    write(local, turns)
+    transitions = local.sample(TABLE, 16, Transition(n_step=n_step), discount=0.5).result()
+    while not cut and (transitions.batch.steps < n_step).any():  # one in twenty starts is cut short
+        transitions = local.sample(TABLE, 16, Transition(n_step=n_step), discount=0.5).result()
+    assert (transitions.batch.steps < n_step).any() == cut
+    taken = []
+
+    def move(tensor):
+        assert tensor.is_contiguous()
+        taken.append(tensor)
+        return tensor.clone()
+
+    moved, stayed = to_batch(transitions, move), to_batch(transitions)
+    for name, tensor in vars(moved).items():
+        wanted = getattr(transitions, name)
+        assert np.array_equal(tensor.numpy(), wanted), name
+        assert torch.equal(tensor, getattr(stayed, name)), name
+        assert tensor.dtype == getattr(stayed, name).dtype
+        assert not np.shares_memory(tensor.numpy(), wanted), name
+    # the frames of both stacks at once; the next ones again where they are no part of the window
+    frames = [transitions.window, transitions.next_stack] if cut else [transitions.window]
+    assert [tensor.data_ptr() for tensor in taken[: len(frames)]] == [array.ctypes.data for array in frames]
+    assert len(taken) == len(frames) + 3
 
 
 def test_to_another_device_everything_is_moved(local):
@@ -131,7 +161,8 @@ def test_to_a_cuda_device_batches_come_from_page_locked_memory(local):
     with local.batches(TABLE, 16, allocate=transfer.allocate) as batches:
         for _ in range(20):
             transitions = next(batches)
-            assert torch.from_numpy(transitions.stack).is_pinned()
+            assert torch.from_numpy(transitions.window).is_pinned()
+            assert torch.from_numpy(transitions.next_stack).is_pinned()
             wanted, moved = to_batch(transitions), transfer(transitions)
             for name, tensor in vars(moved).items():
                 assert tensor.is_cuda

@@ -33,7 +33,7 @@ def a_trainer(policy="shared", steps=0, **fields):
 def write(client, table="shared", steps=11):
     client.create_table(table, SPEC)
     writer = client.open_writer(table, "actor-0.0", 1)
-    zero = np.zeros(1)
+    zero = np.zeros(1, np.int64)
     writer.observe(Steps.first(SIGNATURE, zero, zero.astype(np.uint8))).result()
     for _ in range(steps - 1):
         step = Steps.after_actions(

@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import subprocess
+import sys
 import threading
 import time
 
@@ -23,7 +25,9 @@ from fornix.replay.service import ReplayService
 from fornix.replay.steps import Steps
 
 from .builders import F, spec
-from .desk import a_client, a_desk, steps, write
+from .desk import Desk, a_client, a_desk, steps, write
+
+_PATIENCE_S = 30.0
 
 
 def test_steps_that_the_server_refuses_leave_the_writer_usable():
@@ -277,3 +281,116 @@ def test_a_request_that_can_not_be_right_is_refused_before_it_is_sent(call, mess
     with pytest.raises(InvalidRequestError, match=message):
         call(client)
     assert transport.sent == []
+
+
+DROPPED = """
+import contextlib, gc, sys
+from fornix.common.errors import UnreachableError
+from fornix.replay.client import Client
+
+def use(client):
+    {use}
+
+use(Client.connect(sys.argv[1], give_up_after_s=0.1))
+gc.collect()
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "pass",
+        "client.mine = client, client.report('me', 'this', {})",
+        "client.mine = client, client.batches('t', 2).ready()",
+        "with contextlib.suppress(UnreachableError): client.list_tables()",
+    ],
+    ids=["nothing asked", "a request in flight", "batches in flight", "no server"],
+)
+def test_a_client_that_is_dropped_unclosed_holds_nobody_up(use, ipc_address):
+    """It is in cycles, so a collector has it, sockets and context in any order."""
+    code = DROPPED.format(use=use)
+    command = [sys.executable, "-W", "ignore::ResourceWarning", "-c", code, ipc_address]
+    ended = subprocess.run(command, check=True, capture_output=True, text=True, timeout=_PATIENCE_S)
+    assert (ended.stdout, ended.stderr) == ("done\n", "")
+
+
+def test_the_keys_of_a_dropped_table_are_nobodys():
+    client, _ = a_client(Desk())
+    sampled = spec(sampler=SamplerSpec(kind="prioritized"))
+    found = []
+    for _ in range(2):
+        client.create_table("t", sampled)
+        key = client.open_writer("t", "me", 1).observe(steps(np.ones((1, 2)))).result().key
+        assert client.stacks("t", key).stack.shape == (1, 3, 2)
+        found.append(key)
+        if len(found) == 1:
+            client.drop_table("t")
+    old, new = found
+    assert new.tolist() != old.tolist()
+    told = client.update_priorities("t", old, np.ones(len(old))).result()
+    assert (told.applied, told.ignored) == (0, 1)
+    with pytest.raises(EvictedError):
+        client.stacks("t", old)
+
+
+@pytest.mark.parametrize("way", ["socket", "auto"])
+def test_a_client_that_is_left_gives_back_what_its_iterators_lease(way, ipc_address, serve, wait_until):
+    with a_table(ipc_address, serve, "socket") as other:
+        play(other.open_writer("t", "me", 1), 10)
+        with Client.connect(ipc_address, memory=way) as client:
+            several = [client.batches("t", 4, in_flight=3) for _ in range(2)]
+            for batches in several:
+                next(batches)
+            wait_until(lambda: other.info().tables["t"]["leased"] == 2 * 3 * 4, "all to be leased")
+        assert other.info().tables["t"]["leased"] == 0
+        assert [list(batches) for batches in several] == [[], []]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_client_whose_server_is_gone_is_closed_soon(count, ipc_address, serve):
+    with Client.connect(ipc_address) as client:
+        with serve(ipc_address):
+            client.create_table("t", TableSpec(signature=NESTED, capacity_steps=64))
+            play(client.open_writer("t", "me", 1), 10)
+            several = [client.batches("t", 4) for _ in range(count)]
+            for batches in several:
+                next(batches)
+        began = time.monotonic()
+        client.close()
+        assert time.monotonic() - began < 3.0  # however many there are; it gives up after 15 s
+        assert [list(batches) for batches in several] == [[]] * count
+
+
+def test_a_closed_client_says_so(ipc_address, serve):
+    with a_table(ipc_address, serve, "socket") as other:
+        play(other.open_writer("t", "me", 1), 10)
+        client = Client.connect(ipc_address)
+        asked, batches, unused = client.sample("t", 4), client.batches("t", 4), client.batches("t", 4)
+        next(batches)
+        client.close()
+        client.close()
+        for ask in (
+            client.list_tables,
+            client.info,
+            lambda: client.sample("t", 4),
+            lambda: client.report("me", "this", {}),
+            lambda: next(client.batches("t", 4)),
+            asked.result,
+        ):
+            with pytest.raises(InvalidRequestError, match="closed"):
+                ask()
+        assert asked.done()
+        for each in (batches, unused):
+            each.close()
+            assert not each.ready()
+
+
+def test_a_closed_client_decides_nothing_about_memory(ipc_address, serve):
+    with a_table(ipc_address, serve, "socket"):
+        client = Client.connect(ipc_address)
+        client.sample("t", 4)  # asks in passing how frames come
+        client.close()
+        for _ in range(2):
+            with pytest.raises(InvalidRequestError, match="closed"):
+                client.memory_path("t")

@@ -77,11 +77,11 @@ def test_a_request_has_at_most_half_the_table():
     episodes = Episodes(a_table(capacity=10))
     episodes.write((0, F, 0), *[(0, M, 1)] * 4, stacks=False)
     with pytest.raises(
-        InvalidRequestError, match=r"lane has shape \(6,\); .* K from 1 to 5, half the table"
+        InvalidRequestError, match=r"lane has shape \(6,\); .* K from 1 to 5: half the table"
     ):
         episodes.write(*[(0, M, 1)] * 6, stacks=False)
     with pytest.raises(
-        InvalidRequestError, match=r"lane has shape \(6,\); .* K from 0 to 5, half the table"
+        InvalidRequestError, match=r"lane has shape \(6,\); .* K from 0 to 5: half the table"
     ):
         episodes.write((0, F, 0), *[(0, M, 1)] * 5, stacks=False, leave=lanes(0))
 

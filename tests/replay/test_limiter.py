@@ -344,10 +344,20 @@ def test_a_table_that_becomes_a_queue_offers_what_is_left_to_draw(before, insert
     assert limiter.may_insert() == (there < 5)
 
 
-def test_a_table_that_becomes_a_queue_offers_no_more_than_it_can_hold():
+def test_a_table_that_becomes_a_queue_offers_nothing_that_was_overwritten():
     limiter = a_limiter(LimiterSpec(), inserts=5000, consumed=100, leased=2, uses=1)
+    limiter.lose(3900)
     limiter.change(LimiterSpec.queue(5))
-    assert limiter.surplus == CAPACITY + 2 - 1
+    assert limiter.surplus == 998 + 2 - 1
+    limiter.lose(3)
+    assert limiter.surplus == 995 + 2 - 1
+
+
+def test_what_was_overwritten_counts_only_where_every_draw_does():
+    for ratio, surplus in ((2.0, 15), (1.0, 9)):
+        limiter = a_limiter(LimiterSpec.ratio(ratio, 50.0, min_size=1), inserts=11, consumed=1, uses=2)
+        limiter.lose(4)
+        assert limiter.surplus == surplus
 
 
 def test_a_table_that_becomes_a_queue_after_late_charges_has_nothing_left_to_draw():

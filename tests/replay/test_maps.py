@@ -5,7 +5,12 @@ import logging
 import numpy as np
 import pytest
 
-from fornix.common.errors import InvalidRequestError, UnknownTableError, UnreachableError
+from fornix.common.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    UnknownTableError,
+    UnreachableError,
+)
 from fornix.common.messages import Hello, MapTable, Refused, Sample, Welcome
 from fornix.replay.client import Client
 from fornix.replay.mapped import UnmappableError
@@ -145,3 +150,42 @@ def test_socket_never_asks(server):
 def test_in_one_process_nothing_is_mapped(server):
     share(server)
     assert Client(server.transport).memory_path("t") == "socket"
+
+
+def several(server):
+    """Let a server answer a request for several transitions in the way asked for."""
+
+    def sample(request):
+        rows = request.batch_size
+        if request.mapped:
+            return batch([[0, 1, 2]] * rows, oldest=np.zeros(rows, np.int64), memory=server.memory.number)
+        return batch([[0, 1, 2]] * rows, frame=ramp(4))
+
+    server.on[Sample] = sample
+
+
+def test_auto_waits_for_the_map_before_it_asks_for_several_batches_at_once(server):
+    share(server)
+    several(server)
+    with Client(server.transport, memory="auto") as client:
+        next(client.batches("t", 2, per_request=3))
+    assert paths(server) == [True, True]
+
+
+def test_who_only_looks_whether_several_batches_are_ready_does_not_wait_for_the_map(server):
+    share(server)
+    several(server)
+    there, found = [], server.answer(MapTable(table="t"))
+    server.on[MapTable] = lambda request: found if there else None
+    batches = Client(server.transport, memory="auto").batches("t", 2, per_request=3)
+    for _ in range(2):
+        assert not batches.ready()
+    assert paths(server) == []
+    there.append(True)
+    assert batches.ready()
+    assert paths(server) == [True, True]
+
+
+def test_a_way_that_there_is_not_is_refused_with_those_that_there_are(ipc_address):
+    with pytest.raises(ConfigurationError, match="'maped'; it must be one of auto, mapped, socket"):
+        Client.connect(ipc_address, memory="maped")

@@ -11,11 +11,13 @@ import pytest
 from fornix.common.errors import (
     FornixError,
     InvalidRequestError,
+    SignatureError,
     UnknownTableError,
     UnreachableError,
     WaitTimeoutError,
 )
 from fornix.common.messages import Consume, MapTable, Refused, Sample
+from fornix.common.signature import ArraySpec
 from fornix.common.specs import LimiterSpec, Sequence, Transition
 from fornix.replay.batches import Sequences, Transitions
 from fornix.replay.client import Client
@@ -23,7 +25,7 @@ from fornix.replay.local import LocalTransport
 from fornix.replay.service import ReplayService
 from fornix.replay.steps import Steps
 
-from .builders import Clock, F, M, observe, spec
+from .builders import Clock, F, M, frame, observe, signature, spec
 from .fakes import FakeMemory, FakeServer, batch, ramp, sequences
 
 LATE = Refused(code="WAIT_TIMEOUT", message="waited in vain")
@@ -80,11 +82,12 @@ def test_one_request_may_bring_several_batches(server):
             [[at, at + 1, at + 2] for at in rows],
             key=10 * request.lease + rows,
             frame=ramp(9, begin=1000 * request.lease),
+            probability=1 / (rows + 1),
             weight=(rows + 1).astype(np.float32) / len(rows),
         )
 
     server.on[Sample] = sample
-    batches = prefetch(server, per_request=3, keep=2)
+    batches = prefetch(server, per_request=3, keep=2, importance_exponent=1.0)
     for at in range(9):
         drawn = next(batches)
         lease, low = at // 3 + 1, at % 3 * 2
@@ -97,6 +100,20 @@ def test_one_request_may_bring_several_batches(server):
     batches.close()
     (last,) = server.transport.requests(Consume)
     assert last.consumed == 3
+
+
+def test_the_weights_of_each_of_several_batches_are_its_own(server):
+    """However unlikely its samples are beside the others: beside 1e-12, a weight of 0.5 would be 0 / 0."""
+    probability = np.array([0.5, 0.25, 1e-12, 1e-12, 2e-12, 1e-12])
+
+    def sample(request):
+        weight = np.zeros(6, np.float32)  # of all of them, as far as float32 can tell it
+        return batch([[0, 1, 2]] * 6, frame=ramp(4), probability=probability, weight=weight)
+
+    server.on[Sample] = sample
+    batches = prefetch(server, per_request=3, importance_exponent=8.0)
+    weights = [next(batches).weight.tolist() for _ in range(3)]
+    assert weights == [[2**-8, 1], [1, 1], [2**-8, 1]]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 4])
@@ -297,6 +314,43 @@ def test_ready_says_whether_a_batch_is_there(server):
     check(next(batches), 1)
 
 
+@pytest.mark.parametrize("code", ["INVALID", "ERROR", "UNKNOWN_TABLE"])
+def test_a_refusal_is_as_ready_as_a_batch_and_is_raised_at_once(server, code):
+    """Who asks again after that has the request sent again, and isn't told of the old refusal."""
+    answers, mended = server.on[Sample], []
+    refused = Refused(code=code, message="no")
+    server.on[Sample] = lambda request: answers(request) if mended else refused
+    batches = prefetch(server, in_flight=1)
+    for sent in (1, 2):
+        assert batches.ready()
+        assert batches.ready()
+        assert leases(server) == [1] * sent
+        with pytest.raises(FornixError, match="no"):
+            next(batches)
+        assert leases(server) == [1] * sent
+    mended.append(True)
+    assert batches.ready()
+    check(next(batches), 1)
+
+
+def test_one_who_looks_whether_a_batch_is_ready_has_what_waited_in_vain_sent_again(server):
+    answers, there = server.on[Sample], []
+
+    def late_once(request):
+        if request.lease == 1:
+            return LATE
+        return answers(request) if there else None
+
+    server.on[Sample] = late_once
+    batches = prefetch(server, in_flight=1)
+    for _ in range(2):
+        assert not batches.ready()
+        assert leases(server) == [1, 2]
+    there.append(True)
+    assert batches.ready()
+    check(next(batches), 2)
+
+
 @pytest.mark.parametrize(("says", "consumed"), [(None, 3), (lambda: 0, 0), (lambda: 2, 2)])
 def test_closing_gives_back_what_was_not_consumed(server, says, consumed):
     batches = prefetch(server, consumed=says)
@@ -396,12 +450,91 @@ def test_a_refill_has_the_lease_of_what_it_fills(server, monkeypatch):
     assert len(server.transport.requests(MapTable)) == 1
 
 
+def fill(client, begin, **changes):
+    """Create table `t`, and write an episode whose values count from `begin`."""
+    client.create_table("t", spec(**changes))
+    like = signature(**changes)
+    writer = client.open_writer("t", "w", 1)
+    for value in range(begin, begin + 10):
+        writer.observe(a_step(F if value == begin else M, value, like)).result()
+
+
+def until(batches, wanted):
+    """Return the first batch, or the SignatureError, that is wanted; others may come before, not for ever.
+
+    What is on its way when a table is dropped is refused, or answered out of either table.
+    """
+    for _ in range(20):
+        try:
+            found = next(batches)
+        except UnknownTableError:
+            continue
+        except SignatureError as error:
+            found = error
+        if wanted(found):
+            return found
+    pytest.fail("what was wanted never came")
+
+
+@contextlib.contextmanager
+def filled(address, serve, way):
+    """Yield a client that comes by frames in some way, of a filled table `t`."""
+    service = ReplayService(time.monotonic, seed=0, share=True)
+    with (
+        contextlib.closing(service),
+        serve(address, service),
+        Client.connect(address, memory=way) as client,
+    ):
+        fill(client, 0)
+        assert client.memory_path("t") == way
+        yield client
+
+
+@pytest.mark.parametrize("missed", [False, True], ids=["there again", "missed"])
+@pytest.mark.parametrize("per_request", [1, 3])
+@pytest.mark.parametrize("way", ["mapped", "socket"])
+def test_it_says_that_a_table_was_created_anew_with_another_form(
+    way, per_request, missed, ipc_address, serve
+):
+    with filled(ipc_address, serve, way) as client:
+        batches = client.batches("t", 4, per_request=per_request)
+        assert next(batches).window.shape == (4, 4, 2)
+        client.drop_table("t")
+        if missed:
+            with pytest.raises(UnknownTableError):
+                list(batches)
+        fill(client, 100, frame=ArraySpec.of((5,), np.int32))
+        error = until(batches, lambda found: isinstance(found, SignatureError))
+        assert "created anew with other frame" in str(error)
+        assert "make a new iterator" in str(error)
+        with pytest.raises(SignatureError, match="make a new iterator"):
+            next(batches)
+        assert next(client.batches("t", 4)).window.shape == (4, 4, 5)
+
+
+@pytest.mark.parametrize("per_request", [1, 3])
+@pytest.mark.parametrize("way", ["mapped", "socket"])
+def test_it_goes_on_with_a_table_that_was_created_anew_as_it_was(way, per_request, ipc_address, serve):
+    with filled(ipc_address, serve, way) as client:
+        batches = client.batches("t", 4, per_request=per_request)
+        assert next(batches).action.max() < 100
+        client.drop_table("t")
+        fill(client, 100)
+        drawn = until(batches, lambda found: found.action.min() > 100)
+        for _ in range(6):
+            ends = [frame(value).tolist() for value in drawn.action.tolist()]
+            assert drawn.next_stack[:, -1].tolist() == ends
+            assert drawn.action.min() > 100
+            drawn = next(batches)
+        assert client.memory_path("t") == way
+
+
 # no deadlock ---------------------------------------------------------------------------------------
 
 
-def a_step(kind):
+def a_step(kind, value=0, like=None):
     """Return a step of lane 0."""
-    made = observe(1, [(0, kind, 0)])
+    made = observe(1, [(0, kind, value)], like=like)
     names = ("lane", "step_type", "terminated", "action", "reward", "frame")
     return Steps(**{name: getattr(made, name) for name in names})
 

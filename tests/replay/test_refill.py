@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from fornix.common.errors import UnknownTableError
 from fornix.common.messages import Sample
-from fornix.replay.refill import put_all
+from fornix.replay.refill import form_of, put_all
 
 from .fakes import batch
 
@@ -24,22 +23,22 @@ def test_what_was_lost_is_put_in_its_place():
     assert frames[""][:, 0, 0].tolist() == [7, 8, 7]
 
 
+def frames(shape=(2,), dtype=np.uint8):
+    return {"": np.zeros((9, *shape), dtype)}
+
+
 @pytest.mark.parametrize(
-    "other",
+    ("more", "of"),
     [
-        windows(300.75, dtype=np.float32, rows=1),
-        windows(8, shape=(1,), rows=1),
-        {"image": windows(8, rows=1)[""]},
+        (batch([[4, 5]]), frames(dtype=np.float32)),
+        (batch([[4, 5]]), frames(shape=(1,))),
+        (batch([[4, 5]]), {"image": frames()[""]}),
+        (batch([[4, 5, 6]]), frames()),
+        (batch([[4, 5]], action=np.array([0.5], np.float32)), frames()),
     ],
 )
-def test_frames_of_another_table_are_not_cast_or_stretched_to_fit(other):
-    into = windows(7)
-    with pytest.raises(UnknownTableError, match="another has its name now"):
-        put_all(REQUEST, (batch(INDEX), into), (batch([[4, 5]]), other), LOST)
-    assert (into[""] == 7).all()
-
-
-def test_actions_of_another_table_are_not_cast_to_fit():
-    more = batch([[4, 5]], action=np.array([0.5], np.float32))
-    with pytest.raises(UnknownTableError):
-        put_all(REQUEST, (batch(INDEX), windows(7)), (more, windows(8, rows=1)), LOST)
+def test_what_is_not_of_the_same_form_could_not_be_put_in(more, of):
+    """Numpy would cast and stretch it to fit."""
+    form = form_of(REQUEST, batch(INDEX), frames())
+    assert form == form_of(REQUEST, batch([[4, 5]]), frames())
+    assert form != form_of(REQUEST, more, of)

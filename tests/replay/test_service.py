@@ -21,7 +21,7 @@ from fornix.common.messages import (
     TableCreated,
     Welcome,
 )
-from fornix.common.specs import LimiterSpec, SamplerSpec
+from fornix.common.specs import Episode, LimiterSpec, SamplerSpec
 
 from .builders import CUT, END, F, M, a_stack, observe, sample, signature, spec
 from .desk import RATIO, Desk, a_desk, write
@@ -119,6 +119,84 @@ def test_who_waits_for_fewer_starts_need_not_wait_for_those_who_want_more():
         write(desk, at + 1, (0, M, at))
     assert desk.answers[many].key.tolist() == [2, 3, 4, 5, 6]
     assert desk.answers[more].key.tolist() == [7, 8, 9, 10, 11, 12]
+
+
+def write_until_held(desk, sequence):
+    """Write steps of one lane until the limiter holds one back; return the next sequence number."""
+    while True:
+        ticket = write(desk, sequence, (0, F if sequence == 1 else M, 0), timeout_s=0.0)
+        desk.pass_time(0.01)
+        if not isinstance(desk.answers.pop(ticket), Stacks):
+            return sequence
+        sequence += 1
+
+
+def drain(desk, table="t"):
+    """Return how many samples can be had one at a time."""
+    count = 0
+    while True:
+        ticket = desk.send(sample(1, table=table, timeout_s=0.0))
+        desk.pass_time(0.01)
+        if not isinstance(desk.answers.pop(ticket), Batch):
+            return count
+        count += 1
+
+
+@pytest.mark.parametrize("draws", [1, 3, 7])
+@pytest.mark.parametrize("kind", ["lifo", "uniform", "epoch", "fifo"])
+def test_a_stack_holds_as_many_however_often_the_ring_turns(kind, draws):
+    """A lifo leaves its oldest starts lying until they are overwritten: nobody will ever draw those."""
+    desk = Desk()
+    made = spec(60, 1, sampler=SamplerSpec(kind=kind, max_times_sampled=1), limiter=LimiterSpec.stack(10))
+    desk.ask(CreateTable(table="t", spec=made))
+    desk.ask(OpenWriter(table="t", writer="w", incarnation=1, lanes=1))
+    sequence = 1
+    for _ in range(400 // draws):
+        sequence = write_until_held(desk, sequence)
+        assert len(desk.ask(sample(draws)).key) == draws
+    write_until_held(desk, sequence)
+    assert drain(desk) == 10
+
+
+def test_a_queue_on_rows_that_were_there_counts_them():
+    desk = a_desk(lanes=1)
+    for sequence in range(1, 32):
+        write(desk, sequence, (0, F if sequence == 1 else M, 0))
+    queue = spec(100, sampler=SamplerSpec(kind="fifo"), limiter=LimiterSpec.queue(10), rows_of="t")
+    desk.ask(CreateTable(table="q", spec=queue))
+    sequence = write_until_held(desk, 32)
+    assert drain(desk, "q") == 31  # of 30 that were there, and the one that opens the table
+    sequence = write_until_held(desk, sequence)
+    assert drain(desk, "q") == 10
+
+
+def test_who_waits_for_what_never_comes_lets_no_more_than_a_ring_of_steps_through():
+    desk = a_desk(RATIO, lanes=1, capacity=50)
+    sequence = write_until_held(desk, 1)
+    desk.send(sample(1, unit=Episode(max_steps=1), timeout_s=3600.0))
+    assert write_until_held(desk, sequence) - sequence == 50
+
+
+def test_a_refused_sample_acknowledges_nothing():
+    desk = a_desk()
+    for at, kind in enumerate([F, M, M]):
+        write(desk, at + 1, (0, kind, at))
+    desk.ask(sample(2, session="s", lease=1))
+    assert "lease 1 is asked for, and all up to 1" in desk.refusal(
+        sample(2, session="s", lease=1, consumed=1)
+    )
+    assert (desk.table()["samples"], desk.table()["leased"]) == (0, 2)
+
+
+def test_no_more_is_drawn_at_once_than_can_be_in_a_moment_where_starts_are_used_up():
+    desk = Desk()
+    for kind in ("uniform", "prioritized", "epoch", "lifo"):
+        limited = SamplerSpec(kind=kind, max_times_sampled=3)
+        desk.ask(CreateTable(table=kind, spec=spec(10_000, sampler=limited)))
+        if kind == "lifo":
+            desk.send(sample(4097, table=kind))  # these are taken off the end in one go
+        else:
+            assert "batch_size 4097 is more than the 4096" in desk.refusal(sample(4097, table=kind))
 
 
 def test_two_writers_inserts_wait_in_their_order():

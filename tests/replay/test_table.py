@@ -423,7 +423,7 @@ def test_opening_the_same_incarnation_again_changes_nothing():
 
 
 def test_where_there_are_too_many_writers_the_idlest_is_forgotten():
-    table = a_table()
+    table = a_table(capacity=2000)
     for at in range(1024):
         table.memory.open_writer(f"w{at}", 1, 1, now=float(at))
     table.memory.observe(observe(1, [(0, F, 0)], writer="w0"), now=5000.0)
@@ -431,6 +431,16 @@ def test_where_there_are_too_many_writers_the_idlest_is_forgotten():
     assert len(table.memory.writers) == 1024
     assert "w1" not in table.memory.writers
     assert table.memory.is_repeated(observe(1, [(0, F, 0)], writer="w0"))
+
+
+def test_where_there_are_more_lanes_than_steps_the_idlest_writers_are_forgotten():
+    table = a_table(capacity=100)
+    for at, name in enumerate("abc"):
+        table.memory.open_writer(name, 1, 20, now=float(at))
+    table.memory.observe(observe(1, [(0, F, 0)], writer="a"), now=9.0)
+    table.memory.open_writer("d", 1, 25, now=10.0)
+    table.memory.open_writer("e", 1, 25, now=11.0)  # so there would be 110 lanes
+    assert table.memory.writers.keys() == {"a", "c", "d", "e"}
 
 
 # what can't be stored ------------------------------------------------------------------------------

@@ -207,6 +207,44 @@ def test_environments_that_reset_in_the_same_step_are_found_out(mode):
         rows.step(*given)
 
 
+@every_mode
+def test_who_steps_before_the_first_reset_is_told_to_reset(mode):
+    run = Run(mode)
+    observation, _ = run.envs.reset(seed=0)
+    given = [np.zeros(4, np.int64), observation, np.zeros(4), *np.zeros((2, 4), bool), {}]
+    refused(run, r"lanes \[0, 1, 2, 3\] have begun no episode yet; call reset\(observation\) first", *given)
+    run.transport.refuse = [EvictedError]
+    with pytest.raises(EvictedError):
+        run.rows.reset(observation).result()
+    refused(run, r"call reset\(observation\) first", *given)
+    run.rows.reset(observation, np.arange(4) != 1).result()
+    refused(run, r"lanes \[1\] have begun no episode", *given)
+    assert run.rows.reset(observation, np.arange(4) == 1).result().lane.tolist() == [0, 1, 2, 3]
+    assert run.rows.step(*given).result().lane.tolist() == [0, 1, 2, 3]
+
+
+@every_mode
+def test_a_lane_that_left_before_the_first_reset_needs_none(mode):
+    rows, step, _ = no_vector(mode, begin=False)
+    rows.leave([2])
+    rows.reset(np.zeros((3, 3), np.int32), np.arange(3) < 2).result()
+    assert step() == [0, 1]
+    rows.join([2])
+    assert step() == [0, 1]
+    rows.leave([2])
+    rows.join([2], at_once=True)
+    assert step() == [0, 1, 2]
+
+
+@every_mode
+def test_lanes_that_all_joined_at_once_need_no_reset(mode):
+    rows, step, written = no_vector(mode, begin=False)
+    rows.leave(range(3))
+    rows.join(range(3), at_once=True)
+    assert step() == [0, 1, 2]
+    assert [row[0] for lane in range(3) for row in written[lane]] == [FIRST] * 3
+
+
 def test_who_steps_an_environment_that_is_over_is_told_to_reset_it():
     run, given = ended("disabled")
     run.answered(run.rows.step(*given))
@@ -323,7 +361,7 @@ def test_a_lane_that_joins_at_once_when_its_environment_resets_begins_with_the_n
     run.check()
 
 
-def no_vector(mode):
+def no_vector(mode, begin=True):
     """Return rows, and a function that writes a step of three lanes of which some are done."""
     _, transport, writer = open_table(3)
     rows = VectorWriter(writer, mode)
@@ -334,7 +372,8 @@ def no_vector(mode):
         over = np.isin(np.arange(3), done)
         return rows.step(action, zeros, reward, no, over).result().lane.tolist()
 
-    rows.reset(np.zeros((3, 3), np.int32)).result()
+    if begin:
+        rows.reset(np.zeros((3, 3), np.int32)).result()
     return rows, step, transport.rows
 
 
@@ -525,12 +564,34 @@ def test_a_request_that_timed_out_is_sent_again(mode):
         for _ in range(2):
             with pytest.raises(WaitTimeoutError):
                 pending.result()
-            refused(run, "take its result first, or send it again", *given, **options)
+            refused(run, "take unanswered.result", *given, **options)
             for call in (run.rows.flush, lambda: run.rows.leave([0]), lambda: run.rows.join([5])):
-                with pytest.raises(InvalidRequestError, match="take its result first, or send it again"):
+                with pytest.raises(InvalidRequestError, match=r"call unanswered.send_again\(\)"):
                     call()
             pending.send_again()
         run.answered(pending)
+    run.check()
+
+
+@every_mode
+def test_who_kept_nothing_of_a_request_that_timed_out_finds_it_at_the_writer(mode):
+    run = Run(mode, first=True)
+    assert run.rows.unanswered is None
+    observation, _ = run.envs.reset(seed=0)
+    run.transport.refuse = [WaitTimeoutError]
+    with pytest.raises(WaitTimeoutError):
+        run.rows.reset(observation).result()
+    for _ in range(10):
+        run.rows.unanswered.send_again()
+        run.answered(run.rows.unanswered)
+        assert run.rows.unanswered is None
+        given = run.act()
+        options = {"first": run.reset_done()[0]} if mode == "disabled" and run.done.any() else {}
+        run.transport.refuse = [WaitTimeoutError]
+        with pytest.raises(WaitTimeoutError):
+            run.rows.step(*given, **options).result()
+    run.rows.unanswered.send_again()
+    run.answered(run.rows.unanswered)
     run.check()
 
 

@@ -18,7 +18,9 @@ def run(script, *arguments):
 
 
 def test_the_engine_is_measured_against_its_floors():
-    done = run("bench_engine.py", "--rounds", 1, "--seconds", 0.02, "--only", "query", "memory", "--json", "-")
+    done = run(
+        "bench_engine.py", "--rounds", 1, "--seconds", 0.02, "--only", "query", "memory", "--json", "-"
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
     for way in ("mapped", "socket"):
