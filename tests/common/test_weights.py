@@ -59,11 +59,10 @@ def raw_publisher(ipc_address):
 
 def test_a_late_joiner_gets_the_current_weights_at_once(ipc_address, open_publisher, subscribe):
     publisher = open_publisher(ipc_address)
-    there = subscribe(publisher.address)
     for version in (1, 2, 3):
         publisher.publish("shared", version, tensors(version))
-    while there.wait(PATIENCE_S).version < 3:
-        pass  # the newest is out once it has come
+    while subscribe(publisher.address).wait(PATIENCE_S).version < 3:
+        pass  # the publisher's thread has not taken the newest over yet
     for _ in range(3):
         found = subscribe(publisher.address).wait(PATIENCE_S)
         assert (found.policy, found.version, found.incarnation) == ("shared", 3, 1)
