@@ -87,23 +87,27 @@ def measure_gather(options: argparse.Namespace) -> Figures:
 def gather_rate(workload: Workload, scheme: str, options: argparse.Namespace) -> Figures:
     memory = "mapped" if scheme == "ipc" else "socket"
     copy = workload.frames(workload.capacity_steps + 1)
-    alone, floor, meanwhile, written = [], [], [], []
+    alone, one_by_one, floor, meanwhile, written = [], [], [], [], []
     with a_server(scheme, workload) as address, Client.connect(address, memory=memory) as client:
         writer = BackgroundWriter(address, workload, memory)
         batches = workload.batches(client, memory)
+        single = client.batches(TABLE, BATCH_SIZE)
         places = some_places(address, workload)
         draw(batches, 0.3)
         for _ in range(options.rounds):
             alone.append(draw(batches, options.seconds))
+            one_by_one.append(draw(single, options.seconds))
             floor.append(takes(copy, places, options.seconds))
             with writer.writing() as steps_per_s:
                 meanwhile.append(draw(batches, options.seconds))
                 written.append(steps_per_s())
         batches.close()
+        single.close()
         writer.close()
     return {
         "memory": memory,
         "samples_per_s": spread(alone, 0),
+        "samples_per_s_with_one_batch_a_request": spread(one_by_one, 0),
         "np_take_samples_per_s": spread(floor, 0),
         "share_of_np_take": ratios(alone, floor),
         "samples_per_s_while_writing": spread(meanwhile, 0),
