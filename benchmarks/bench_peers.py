@@ -18,6 +18,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -127,26 +128,37 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 class Peer:
-    """A driver in the peers' environment."""
+    """A driver in the peers' environment.
+
+    It and its processes are stopped while others are measured: Reverb's samplers go on fetching, and would
+    take the processors from whoever comes next.
+    """
 
     def __init__(self, python: str, name: str, workload: Workload) -> None:
         script, settings = DRIVERS[name]
         command = [python, str(PEERS / script), "--workload", workload.name]
         command += ["--capacity", str(workload.capacity_steps), "--settings", json.dumps(settings)]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
         )
         self.name = name
         self.ready = self._answer()
 
     def measure(self, name: str, seconds: float) -> dict[str, Any]:
         assert self._process.stdin is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.write(json.dumps({"measure": name, "seconds": seconds}) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
     def close(self) -> None:
         assert self._process.stdin is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
         self._process.stdin.close()
         self._process.wait(60)
 
@@ -155,6 +167,7 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} has ended; run {self._process.args} to see why")
+        os.killpg(self._process.pid, signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"{self.name}: {answer['error']}")
