@@ -108,6 +108,7 @@ class ZmqTransport:
         self._let_go = weakref.finalize(
             self, _let_go, self._open, self._context if self._own_context else None
         )
+        self._let_go.atexit = False  # a thread may still wait at the socket then
 
     def send(self, request: Request) -> int:
         """Send a request on its way, and return its number."""
