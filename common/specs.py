@@ -121,11 +121,6 @@ class Transition(Frozen):
     kind: Literal["transition"] = "transition"
     n_step: int = Field(1, ge=1, le=MAX_N_STEP)
 
-    @property
-    def starts(self) -> "Transition":
-        """The unit that has the same starts."""
-        return self
-
 
 class Sequence(Frozen):
     """Draw sequences of `length` steps of one episode, each beginning length - overlap after the last.
@@ -154,11 +149,6 @@ class Sequence(Frozen):
         return self
 
     @property
-    def starts(self) -> "Sequence":
-        """The unit that has the same starts: how long a recurrent state warms up makes no difference."""
-        return self if self.burn_in == 0 else self.model_copy(update={"burn_in": 0})
-
-    @property
     def period(self) -> int:
         """Steps from the beginning of one sequence to the next."""
         return self.length - self.overlap
@@ -169,11 +159,6 @@ class Episode(Frozen):
 
     kind: Literal["episode"] = "episode"
     max_steps: int = Field(1000, ge=1, le=MAX_EPISODE)
-
-    @property
-    def starts(self) -> "Episode":
-        """The unit that has the same starts."""
-        return self
 
 
 #: What is drawn.

@@ -4,7 +4,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self, Unpack, overload
+from typing import Any, Self, TypedDict, Unpack, overload
 
 import numpy as np
 import zmq
@@ -47,6 +47,18 @@ from fornix.replay.writer import Writer
 
 _ONE_STEP = Transition()
 _CLOSE_S = 1.0  # how long to wait, at the end, for a server to take back what iterators hold
+
+
+class DrawOptions(TypedDict, total=False):
+    """How units are drawn; `Client.sample` says what these are."""
+
+    discount: float
+    importance_exponent: float
+    timeout_s: float
+
+
+class BatchesOptions(DrawOptions, PrefetchOptions, total=False):
+    """What `Client.batches` may be told."""
 
 
 class Client:
@@ -190,26 +202,12 @@ class Client:
 
     @overload
     def sample(
-        self,
-        table: str,
-        batch_size: int,
-        unit: Transition = ...,
-        *,
-        discount: float = ...,
-        importance_exponent: float = ...,
-        timeout_s: float = ...,
+        self, table: str, batch_size: int, unit: Transition = ..., **options: Unpack[DrawOptions]
     ) -> Pending[Transitions]: ...
 
     @overload
     def sample(
-        self,
-        table: str,
-        batch_size: int,
-        unit: Sequence | Episode,
-        *,
-        discount: float = ...,
-        importance_exponent: float = ...,
-        timeout_s: float = ...,
+        self, table: str, batch_size: int, unit: Sequence | Episode, **options: Unpack[DrawOptions]
     ) -> Pending[Sequences]: ...
 
     def sample(
@@ -241,28 +239,12 @@ class Client:
 
     @overload
     def batches(
-        self,
-        table: str,
-        batch_size: int,
-        unit: Transition = ...,
-        *,
-        discount: float = ...,
-        importance_exponent: float = ...,
-        timeout_s: float = ...,
-        **options: Unpack[PrefetchOptions],
+        self, table: str, batch_size: int, unit: Transition = ..., **options: Unpack[BatchesOptions]
     ) -> Prefetch[Transitions]: ...
 
     @overload
     def batches(
-        self,
-        table: str,
-        batch_size: int,
-        unit: Sequence | Episode,
-        *,
-        discount: float = ...,
-        importance_exponent: float = ...,
-        timeout_s: float = ...,
-        **options: Unpack[PrefetchOptions],
+        self, table: str, batch_size: int, unit: Sequence | Episode, **options: Unpack[BatchesOptions]
     ) -> Prefetch[Sequences]: ...
 
     def batches(

@@ -174,11 +174,8 @@ class Place:
         for parked in self.samples:
             if not self._lets_samples() or len(lacking) == len(self.samples.kinds):
                 return
-            request = parked.request
-            kind = _kind(request)
-            if kind in lacking:
-                continue
-            if not self.table.lets_sample(request):
+            kind = _kind(parked.request)
+            if kind in lacking or not self.table.lets_sample(parked.request):
                 continue
             reply = self._try(self.sample, parked)
             if reply is None:

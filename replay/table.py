@@ -19,7 +19,7 @@ from fornix.replay.samplers import Draw, Priorities, Sampler, TimesSampled, make
 from fornix.replay.stacking import Numbers, Stacker
 from fornix.replay.starts import StartIndex
 from fornix.replay.storage import nbytes, row_nbytes
-from fornix.replay.units import starts_of, what_follows
+from fornix.replay.units import alike, starts_of, what_follows
 from fornix.replay.windows import assemble
 
 _INDEXES_KEPT = 4
@@ -231,10 +231,10 @@ class Table:
             self.limiter.charge(request.batch_size)
 
     def _index(self, unit: Unit, waited_for: Set[Unit] = _NONE) -> StartIndex:
-        unit = unit.starts
+        unit = alike(unit)
         index = self._indexes.pop(unit, None)
         if index is None:
-            self._drop_indexes({each.starts for each in waited_for})
+            self._drop_indexes({alike(each) for each in waited_for})
             index = StartIndex(
                 self._ring, self._stacker, starts_of(unit, self._ring), self._sampler(), self._tail
             )

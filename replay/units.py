@@ -36,6 +36,11 @@ class Starts(Protocol):
         """
 
 
+def alike(unit: Unit) -> Unit:
+    """Return the unit that stands for all that have the same starts, whatever they warm up with."""
+    return unit.model_copy(update={"burn_in": 0}) if isinstance(unit, Sequence) else unit
+
+
 def starts_of(unit: Unit, ring: Ring) -> Starts:
     """Return which rows of a ring are starts of a unit."""
     if isinstance(unit, Transition):
