@@ -4,9 +4,10 @@
 Reading it from file, flags and environment is `fornix.common.settings`.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from fornix.common.addresses import check_address
 from fornix.common.errors import AddressError
@@ -19,7 +20,17 @@ def _address(address: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _folder(value: Any) -> Any:
+    """Return the word `null`, which is what a flag or a variable can say, as None."""
+    if value is None or value == "null":
+        return None
+    if not isinstance(value, str | Path) or not str(value).strip() or "\0" in str(value):
+        raise ValueError("names no folder; give a path, or null for a memory that is not kept")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Folder = Annotated[Path | None, BeforeValidator(_folder)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
@@ -128,6 +139,9 @@ class ReplayConfig(Section):
     as copies; `auto`, mapped where that is possible."""
     lease_s: float = Field(30.0, gt=0, le=86_400)
     """How long a learner may be silent before the batches that it fetched and didn't use are given back."""
+    data: Folder = None
+    """The folder in which the replay server keeps its rows; without one (null) they are in memory only.
+    `fornix run` gives it one in the run's folder."""
 
     @model_validator(mode="after")
     def _can_open(self) -> "ReplayConfig":

@@ -97,6 +97,18 @@ class CheckpointError(FornixError):
     code = "CHECKPOINT"
 
 
+class StorageError(FornixError):
+    """Files of a memory that can't be kept: no room, no access, damage, or another format."""
+
+    code = "STORAGE"
+
+
+class EpisodeFileError(FornixError):
+    """A file of episodes that can't be written or read: there already, damaged, or of something else."""
+
+    code = "EPISODE_FILE"
+
+
 class TrainingError(FornixError):
     """Training that can't go on: its numbers are not finite any more."""
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from fornix.common.signature import Signature, TableName
 from fornix.common.specs import Frozen, LimiterSpec, TableSpec, Transition, Unit
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 #: A step's type, as dm_env names them.
 FIRST, MID, LAST = 0, 1, 2
@@ -189,6 +189,9 @@ class Stacks(Reply):
     mapped. From a `Client`, a dict or tuple of such where a frame is one."""
     memory: Count = 0
     """The number of the mapped memory that the client finds these stacks in; 0 where it need not."""
+    durable: Count | None = None
+    """Of an `observe`: all requests of the writer up to this number are on the server's disk, and a power cut
+    takes none of them; None for a server that keeps its memory in RAM."""
     held_s: float = 0.0
     """How long the limiter held the request back."""
 

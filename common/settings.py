@@ -9,7 +9,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_origin
+from types import NoneType, UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, EnvSettingsSource, SettingsConfigDict
@@ -127,9 +128,8 @@ def key_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str,
     """Return the dotted names of all keys and sections, and whether each holds one plain value."""
     names: dict[str, bool] = {}
     for name, field in model.model_fields.items():
-        inner = models_in(field.annotation)
-        names[prefix + name] = get_origin(field.annotation) in (None, Literal) and not inner
-        for one in inner:
+        names[prefix + name] = _is_plain(field.annotation)
+        for one in models_in(field.annotation):
             names |= key_names(one, f"{prefix}{name}.")
     return names
 
@@ -137,6 +137,14 @@ def key_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str,
 def variable(key: str) -> str:
     """Return the environment variable of a dotted key."""
     return PREFIX + key.upper().replace(".", _NESTED)
+
+
+def _is_plain(annotation: Any) -> bool:
+    """Return whether a key of this type holds one plain value, or none."""
+    if get_origin(annotation) in (Union, UnionType):
+        some = [part for part in get_args(annotation) if part is not NoneType]
+        return len(some) == 1 and _is_plain(some[0])
+    return get_origin(annotation) in (None, Literal) and not models_in(annotation)
 
 
 def _is_key(name: str) -> bool:

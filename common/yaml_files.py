@@ -72,7 +72,7 @@ def _comment(text: str, indent: str) -> str:
 
 
 def _assignment(name: str, value: Any, indent: str) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
+    plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
     text = yaml.safe_dump({name: plain}, allow_unicode=True, sort_keys=False, width=10**6)
     return textwrap.indent(text, indent)
 

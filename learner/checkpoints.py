@@ -1,7 +1,9 @@
 """Checkpoints: one safetensors file each, written whole or not at all; nothing in it is unpickled."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,14 @@ from fornix.common.signature import Signature
 from fornix.common.tensors import DamagedTensorsError, pack, unpack
 from fornix.learner.state import LearnerState
 
+_LOG = logging.getLogger(__name__)
 _SUFFIX = ".safetensors"
+_DAMAGED_SUFFIX = ".damaged"
 KEPT = 3
+
+
+class _DamagedError(CheckpointError):
+    """A checkpoint whose contents are not what was written."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
         raise CheckpointError(
             f"can't save {path}: {error.strerror or error}; {kept}make room or give another --runs folder"
         ) from None
-    for old in list_checkpoints(run_dir, checkpoint.policy)[:-KEPT]:
+    for old in [*list_checkpoints(run_dir, checkpoint.policy)[:-KEPT], *place.glob("*.partial")]:
         old.unlink(missing_ok=True)
     return path
 
@@ -96,19 +104,26 @@ def load(path: Path) -> Checkpoint:
             state=LearnerState(tensors, _scalars(json.loads(metadata["scalars"]))),
         )
     except OSError as error:
-        raise CheckpointError(f"can't read checkpoint {path}: {error.strerror or error}") from None
+        kind = _DamagedError if error.errno == errno.EIO else CheckpointError
+        raise kind(f"can't read checkpoint {path}: {error.strerror or error}") from None
     except (DamagedTensorsError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: {reason:.200}; remove it to go on from the one before it"
+        raise _DamagedError(
+            f"checkpoint {path} is damaged: {reason:.200}; put a whole copy there, or remove it"
         ) from None
 
 
-def load_newest(run_dir: Path, policy: str) -> Checkpoint:
-    """Return a policy's newest checkpoint.
+def load_newest(run_dir: Path, policy: str, *, set_aside: bool = False) -> Checkpoint:
+    """Return a policy's newest checkpoint that is whole; log which it passes over, and why.
+
+    Args:
+        run_dir: of the run.
+        policy: its name.
+        set_aside: whether to rename those it passes over, so that they don't count as the newest any
+            more; for the one process that writes there.
 
     Raises:
-        CheckpointError: if there is none, or the newest is damaged.
+        CheckpointError: if there is none, none is whole, or one can't be read.
     """
     paths = list_checkpoints(run_dir, policy)
     if not paths:
@@ -116,7 +131,27 @@ def load_newest(run_dir: Path, policy: str) -> Checkpoint:
             f"there is no checkpoint in {folder(run_dir, policy)}; name the folder of a run that has "
             f"trained"
         )
-    return load(paths[-1])
+    damaged: list[tuple[Path, _DamagedError]] = []
+    for path in reversed(paths):
+        try:
+            found = load(path)
+        except _DamagedError as error:
+            damaged.append((path, error))
+        else:
+            for other, fault in damaged:
+                _LOG.error("uses %s instead of a newer one: %s", path.name, fault)
+                if set_aside:
+                    _set_aside(other)
+            return found
+    raise CheckpointError(f"none of the checkpoints of {policy!r} ({len(paths)}) is whole; {damaged[0][1]}")
+
+
+def _set_aside(path: Path) -> None:
+    """Give a damaged checkpoint a name that no checkpoint has."""
+    try:
+        path.rename(path.with_name(path.name + _DAMAGED_SUFFIX))
+    except OSError as error:
+        _LOG.error("can't rename the damaged %s: %s; remove it", path, error.strerror)
 
 
 def _scalars(scalars: object) -> dict[str, int]:

@@ -12,11 +12,11 @@ import torch
 from fornix.common.config import RunConfig
 from fornix.common.errors import ConfigurationError, UnreachableError
 from fornix.common.policies import policy_groups
-from fornix.common.signature import Signature
 from fornix.common.weights import WeightsPublisher
 from fornix.learner.batches import PrefetchedBatches
 from fornix.learner.monitor import Monitor
 from fornix.learner.trainer import PolicyTrainer, check_run_dir, save_all
+from fornix.learner.waiting import wait_for_table
 from fornix.replay.batches import Transitions
 from fornix.replay.client import Client
 
@@ -56,7 +56,7 @@ def learn(
     sources: list[PrefetchedBatches] = []
     try:
         for policy in policies:
-            signature = _wait_for_table(config, policy, stop)
+            signature = wait_for_table(config, policy, f"learner-{index}", stop)
             if signature is None:
                 return
             source = PrefetchedBatches(
@@ -121,35 +121,3 @@ def _unfinished(client: Client, learners: list[str]) -> list[str]:
         for name, told in metrics.items()
         if told.get("gradient_steps", 0) < told.get("gradient_steps_total", 1)
     ]
-
-
-def _wait_for_table(config: RunConfig, policy: str, stop: threading.Event) -> Signature | None:
-    """Return the signature of a table as soon as an actor has created it; None if told to stop.
-
-    Raises:
-        ConfigurationError: if its stacks are not those that this learner is configured for.
-    """
-    said = time.monotonic()
-    with Client.connect(config.replay.address, name="learner", give_up_after_s=2.0) as client:
-        while not stop.is_set():
-            try:
-                signature = client.hello().tables.get(policy)
-            except UnreachableError as error:
-                _LOG.warning("waits for the replay server: %s", error)
-                continue
-            if signature is not None:
-                _check_n_frames(config, policy, signature)
-                return signature
-            if time.monotonic() - said > 5:
-                _LOG.info("waits for table %r, which the first actor creates", policy)
-                said = time.monotonic()
-            stop.wait(_LOOK_PERIOD_S)
-    return None
-
-
-def _check_n_frames(config: RunConfig, policy: str, signature: Signature) -> None:
-    if signature.n_frames != config.replay.n_frames:
-        raise ConfigurationError(
-            f"replay.n_frames = {config.replay.n_frames} and table {policy!r} has n_frames = "
-            f"{signature.n_frames}; give actors and learner the same configuration"
-        )

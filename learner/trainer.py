@@ -95,7 +95,7 @@ class PolicyTrainer:
         return "is done" if self.done else self._batches.doing or "trains"
 
     def begin(self, resume: bool) -> None:
-        """Go on from the newest checkpoint if there is one.
+        """Go on from the newest whole checkpoint if there is one.
 
         Raises:
             CheckpointError: if there is one that may not be resumed, as the two trainings' checkpoints
@@ -107,12 +107,12 @@ class PolicyTrainer:
             self._began = self._clock()
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, and publish its weights again.
+        """Go on from the newest whole checkpoint, and publish its weights again.
 
         Raises:
-            CheckpointError: if there is none, it is damaged, or it is of another network or table.
+            CheckpointError: if there is none, none is whole, or it is of another network or table.
         """
-        checkpoint = load_newest(self._run_dir, self.policy)
+        checkpoint = load_newest(self._run_dir, self.policy, set_aside=True)
         if checkpoint.signature != self._signature:
             raise CheckpointError(
                 f"the checkpoint of {self.policy!r} was trained from {checkpoint.signature.lines()}, "

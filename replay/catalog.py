@@ -1,18 +1,22 @@
 """All tables of a server, by name: created, listed, reset and dropped, within the server's memory."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fornix.common.errors import InvalidRequestError, SignatureError, UnknownTableError
 from fornix.common.messages import Refused
-from fornix.common.specs import TableSpec
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.common.validation import nearest
 from fornix.replay.checks import check_table
 from fornix.replay.memory import Memory
 from fornix.replay.place import Place
 from fornix.replay.storage import make_columns
 from fornix.replay.table import Table, steps_in, table_nbytes
+
+if TYPE_CHECKING:
+    from fornix.replay.durable.folder import Folder
 
 MAX_TABLES = 128
 
@@ -28,6 +32,7 @@ class Catalog:
         clock: seconds, monotonic.
         refuse: makes the reply that stands for an error.
         first_key: returns a number above all keys that another server may have given.
+        folder: that keeps the tables; without one they are in memory only.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Catalog:
         clock: Callable[[], float],
         refuse: Callable[[Exception], Refused],
         first_key: Callable[[], int],
+        folder: "Folder | None" = None,
     ) -> None:
         self.memory_bytes = memory_bytes
         self._clock = clock
@@ -50,6 +56,9 @@ class Catalog:
         self._first_key = first_key
         self._above = 0  # all keys of memories that are gone
         self._places: dict[str, Place] = {}
+        self.folder = folder
+        if folder is not None:
+            self._recover(folder)
 
     def __iter__(self) -> Iterator[Place]:
         return iter(self._places.values())
@@ -99,19 +108,40 @@ class Catalog:
             return False
         check_table(spec)
         self._require_room(name, spec)
-        # by place, so that a table that is refused here leaves the draws of later ones alone
-        seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(self._made,))
-        memory = self._memory(name, spec)
         try:
-            table = Table(spec, memory, np.random.default_rng(seed), self._lease_s)
+            memory = self._memory(name, spec)
+            try:
+                self._add(name, spec, memory)
+            except BaseException:
+                if spec.rows_of is None and self.folder is None:
+                    memory.ring.columns.close()
+                raise
+            if self.folder is not None:
+                self.folder.put(name, spec, spec)
         except BaseException:
-            if spec.rows_of is None:
-                memory.ring.columns.close()
+            if self.folder is not None:
+                self.folder.abandon(name)
             raise
-        group = [] if spec.rows_of is None else self[spec.rows_of].group
-        self._places[name] = Place(name, table, group, self._clock, self._refuse)
-        self._made += 1
         return True
+
+    def change_limits(self, name: str, limiter: LimiterSpec) -> None:
+        """Put other limits in place of a table's, or raise InvalidRequestError."""
+        table = self[name].table
+        table.change_limits(limiter)
+        table.note()
+        if self.folder is not None:
+            self.folder.put(name, table.created, table.spec)
+
+    def reset(self, name: str) -> Place:
+        """Forget all steps of a table that has rows of its own, and return its place."""
+        place = self.writable(name)
+        place.table.memory.reset()
+        for each in place.group:
+            each.table.reset()
+            each.table.note()
+        if self.folder is not None:
+            self.folder.sync_now()
+        return place
 
     def drop(self, name: str) -> None:
         """Remove a table; refused while others draw from its rows."""
@@ -121,16 +151,21 @@ class Catalog:
             raise InvalidRequestError(
                 f"{', '.join(others)} draw from the rows of table {name!r}; drop them first"
             )
-        place.close()
+        place.close(self.folder is None)
         if place.table.spec.rows_of is None:
             self._above = max(self._above, place.table.memory.ring.head)
         del self._places[name]
+        if self.folder is not None:
+            self.folder.drop(name)
 
     def close(self) -> None:
         """Drop everything."""
         for place in list(self):
-            place.close()
+            place.table.note()
+            place.close(self.folder is None)
         self._places.clear()
+        if self.folder is not None:
+            self.folder.close()
 
     def memory_used(self) -> int:
         """Return the bytes that all tables take."""
@@ -139,9 +174,12 @@ class Catalog:
     def _memory(self, name: str, spec: TableSpec) -> Memory:
         """Return the memory for a new table."""
         if spec.rows_of is None:
-            columns = make_columns(spec.signature, spec.steps, share=self._share)
             first = max(self._first_key(), self._above)
-            return Memory(spec.signature, columns, first + -first % spec.steps)
+            slots = self._slots(spec)
+            first += -first % slots
+            if self.folder is not None:
+                return self.folder.make_memory(name, spec, max(first, slots))
+            return Memory(spec.signature, make_columns(spec.signature, slots, share=self._share), first)
         memory = self.writable(spec.rows_of).table.memory
         alike = spec.signature.model_copy(update={"n_frames": memory.signature.n_frames})
         memory.signature.require_equal(spec.rows_of, alike)
@@ -153,13 +191,42 @@ class Catalog:
             )
         return memory
 
+    def _slots(self, spec: TableSpec) -> int:
+        """Return how many rows the memory of a table has."""
+        if spec.rows_of is not None:
+            return self[spec.rows_of].table.memory.ring.capacity
+        return spec.steps if self.folder is None else self.folder.slots(spec.steps)
+
+    def _add(self, name: str, spec: TableSpec, memory: Memory, recover: TableSpec | None = None) -> None:
+        """Make a table, or go on with one as its file keeps it, with the limits that it has there."""
+        # by place, so that a table that is refused here leaves the draws of later ones alone
+        seed = np.random.SeedSequence(self._seeds.entropy, spawn_key=(self._made,))
+        draws = None
+        if self.folder is not None:
+            make = self.folder.make_draws if recover is None else self.folder.recover_draws
+            draws = make(name, spec, memory)
+        rng = np.random.default_rng(seed)
+        table = Table(spec, memory, rng, self._lease_s, draws, recover)
+        group = [] if spec.rows_of is None else self[spec.rows_of].group
+        self._places[name] = Place(name, table, group, self._clock, self._refuse)
+        self._made += 1
+
+    def _recover(self, folder: "Folder") -> None:
+        """Go on with all tables that the folder keeps."""
+        now = self._clock()
+        for name, entry in folder.tables.items():
+            source = entry.spec.rows_of
+            memory = folder.recover_memory(name, now) if source is None else self[source].table.memory
+            self._add(name, entry.spec, memory, entry.limited)
+        folder.sync_now()
+
     def _require_room(self, name: str, spec: TableSpec) -> None:
         if len(self) >= MAX_TABLES:
             raise InvalidRequestError(
                 f"the server has {MAX_TABLES} tables, and that is the limit; drop one, or start "
                 f"another server"
             )
-        slots = spec.steps if spec.rows_of is None else self[spec.rows_of].table.memory.ring.capacity
+        slots = self._slots(spec)
         wanted, left = table_nbytes(spec, slots), self.memory_bytes - self.memory_used()
         if wanted > left:
             fewer = f"lower capacity_steps to {max(0, left * spec.steps // wanted):,}"

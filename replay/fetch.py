@@ -110,6 +110,10 @@ class Fetch:
         """Send a request whose reply is of a kind."""
         return self.send(request, partial(self.expect, kind, table))
 
+    def asked(self, request: Request) -> Reply:
+        """Send a request, wait for its reply and return it, whatever it is."""
+        return self.send(request, lambda reply: reply).result()
+
     def stacks(self, table: str, reply: Stacks) -> Stacks:
         """Return stacks with their frames, in the form that the table's frames have.
 

@@ -38,6 +38,12 @@ class Writer:
     last_seen: float = 0.0
     mapped: bool = False
     """Whether it gathers its stacks itself."""
+    at: int = 0
+    """Its cell in the memory's file, if there is one."""
+    opening: int = 0
+    """Tells it from all writers that had this cell before."""
+    durable: int = 0
+    """Number of the last request that the disk is known to have."""
 
     @classmethod
     def open(cls, name: str, incarnation: int, lanes: int, now: float) -> "Writer":

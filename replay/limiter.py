@@ -22,9 +22,22 @@ lets inserts go ahead.)
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fornix.common.specs import LimiterSpec
 from fornix.replay.limits import bounds, check_limits, number
+
+
+class Counts(NamedTuple):
+    """All that a limiter knows, to be kept."""
+
+    inserts: int
+    consumed: int
+    leased: int
+    lost: int
+    origin_inserts: int
+    origin_gone: int
+    origin_surplus: float
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,22 @@ class Limiter:
         """Return a limiter for a table, or raise InvalidRequestError if it could never open."""
         check_limits(spec, capacity_steps, uses)
         return cls(spec, capacity_steps, uses)
+
+    def counts(self) -> Counts:
+        """Return all that it knows."""
+        since = self._origin
+        return Counts(
+            self.inserts, self.consumed, self.leased, self.lost, since.inserts, since.gone, since.surplus
+        )
+
+    def restore(self, counts: Counts) -> None:
+        """Go on from what another one knew.
+
+        What was leased counts as consumed: whoever holds it knows nothing of the change, and goes on.
+        """
+        self.inserts, self.lost = counts.inserts, counts.lost
+        self.consumed, self.leased = counts.consumed + counts.leased, 0
+        self._origin = _Origin(counts.origin_inserts, counts.origin_gone, counts.origin_surplus)
 
     def change(self, spec: LimiterSpec) -> None:
         """Put other limits in place of these; the counters stay.

@@ -4,9 +4,10 @@ Tables draw from it (`replay.table`): one that has it as its own, and perhaps ot
 The memory tells them what comes and what goes.
 """
 
+import logging
 import secrets
 from collections import deque
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,12 @@ from fornix.replay.ring import ENDS, Ring
 from fornix.replay.stacking import NONE, Numbers, Stacker
 from fornix.replay.storage import EXTRA_PREFIX, Columns
 
+if TYPE_CHECKING:
+    from fornix.replay.durable.log import MemoryLog
+    from fornix.replay.durable.recovery import Found, FoundWriter
+
+_LOG = logging.getLogger(__name__)
+
 _EPISODES_KEPT = 100
 _MAX_WRITERS = 1024
 
@@ -43,6 +50,9 @@ class Reader(Protocol):
     def end(self, rows: Numbers) -> None:
         """These rows, written before, are the last of their episodes now."""
 
+    def lose(self, rows: Numbers, last: Numbers) -> None:
+        """These rows are damaged; their episodes end before them, with the rows `last`."""
+
 
 class Memory:
     """Steps of many lanes; see `docs/replay.md` for what each word means.
@@ -51,27 +61,60 @@ class Memory:
         signature: of the steps.
         columns: to keep them in.
         first: the key of the first step.
+        log: of the file that the columns are in, if they are in one.
     """
 
-    def __init__(self, signature: Signature, columns: Columns, first: int = 0) -> None:
+    def __init__(
+        self, signature: Signature, columns: Columns, first: int = 0, log: "MemoryLog | None" = None
+    ) -> None:
         self.signature = signature
+        self.log = log
         self.ring = Ring(columns, first)
         self._first = first
+        #: Steps that its own table has; in a file there are more, see `durable.log.guard_of`.
+        self.steps = columns.capacity if log is None else log.steps
         self.stacker = Stacker(columns.arrays, signature)
         self.readers: list[Reader] = []
         self.writers: dict[str, Writer] = {}
         #: That a client knows this memory by when it has mapped it.
-        self.number = secrets.randbits(53)
+        self.number = secrets.randbits(53) if log is None else log.number
+        #: Damaged rows that nobody may draw.
+        self.broken: Numbers = np.empty(0, np.int64)
         #: Version of the weights that chose the newest step's action.
         self.newest_policy_version = 0
         self.episodes = 0
         self.returns: deque[float] = deque(maxlen=_EPISODES_KEPT)
         self.lengths: deque[int] = deque(maxlen=_EPISODES_KEPT)
 
+    @classmethod
+    def recovered(cls, signature: Signature, log: "MemoryLog", found: "Found", now: float) -> Self:
+        """Return the memory that was found in a file, whose columns have been filled.
+
+        Args:
+            signature: of the steps.
+            log: of the file.
+            found: in it.
+            now: seconds.
+        """
+        base = log.columns.base
+        memory = cls(signature, log.columns, found.state.first + base, log)
+        memory.ring.restore(found.tail + base, found.head + base)
+        memory.newest_policy_version = found.newest_policy_version
+        memory.episodes = found.state.episodes
+        for each in found.writers:
+            memory._take_over(each, base, now)
+        memory.lose(found.broken + base)
+        memory._check_open_episodes()
+        return memory
+
     @property
     def steps_ever(self) -> int:
         """Steps that have been written, and those that a reset forgot."""
         return self.ring.head - self._first
+
+    def is_known_as(self, number: int) -> bool:
+        """Whether clients know this memory, or what it was before the server's last start, by a number."""
+        return number == self.number if self.log is None else self.log.is_known_as(number)
 
     def open_writer(self, name: str, incarnation: int, lanes: int, now: float = 0.0) -> int:
         """Take the place of writer `name`, and return the next sequence number.
@@ -88,10 +131,10 @@ class Memory:
         """
         known = self.writers.get(name)
         needed = lanes * (self.signature.n_frames + 1)
-        if needed > self.ring.capacity:
+        if needed > self.steps:
             raise InvalidRequestError(
                 f"{lanes} lanes need at least {needed} steps to hold a stack of each, and the table "
-                f"has {self.ring.capacity}; raise capacity_steps or open fewer lanes"
+                f"has {self.steps}; raise capacity_steps or open fewer lanes"
             )
         if known is not None and known.incarnation >= incarnation:
             return self._open_again(known, incarnation, lanes)
@@ -99,7 +142,9 @@ class Memory:
             known = min(self.writers.values(), key=lambda writer: writer.last_seen)
         if known is not None:
             self._forget(known)
-        self.writers[name] = Writer.open(name, incarnation, lanes, now)
+        opened = self.writers[name] = Writer.open(name, incarnation, lanes, now)
+        if self.log is not None:
+            self.log.opened(opened, self.ring.head)
         self._forget_idle(name)
         return 1
 
@@ -127,7 +172,7 @@ class Memory:
             InvalidRequestError: naming the array, what it is, and what it must be.
         """
         writer = self._writer(request)
-        check_steps(self.signature, self.ring.capacity, writer, request)
+        check_steps(self.signature, self.steps, writer, request)
         return writer
 
     def observe(self, request: Observe, now: float) -> Stacks:
@@ -142,16 +187,15 @@ class Memory:
             is_open[request.leave] = False
         runs.check(is_open, request.stacks)
         self._require_stacks(writer, runs, is_open)
-        if request.leave is not None:
-            self._leave(writer, request.leave)
-        answer = self._append(writer, runs, request) if len(request.lane) else np.empty(0, np.int64)
+        left = 0 if request.leave is None else self._let_leave(writer, request)
+        answer = self._append(writer, runs, request, left) if len(request.lane) else np.empty(0, np.int64)
         if len(request.lane):
             self.newest_policy_version = request.policy_version
         writer.sequence = request.sequence
         writer.last_seen = now
         writer.mapped = request.mapped
         writer.answers.append((request.sequence, answer))
-        return self._answer(answer, request)
+        return self._answer(writer, answer, request)
 
     def answer_again(self, request: Observe) -> Stacks:
         """Return the same answer as when `request` was applied.
@@ -164,7 +208,7 @@ class Memory:
         for sequence, rows in writer.answers:
             if sequence == request.sequence:
                 try:
-                    return self._answer(rows, request)
+                    return self._answer(writer, rows, request)
                 except EvictedError as error:
                     raise SequenceError(
                         f"request {sequence} of writer {writer.name!r} was applied, and {error}"
@@ -187,7 +231,7 @@ class Memory:
         tail, head = self.ring.tail, self.ring.head
         there = (keys >= tail) & (keys < head)
         places, oldest = stacker.places(np.where(there, keys, tail))
-        whole = there & (oldest >= tail)
+        whole: NDArray[np.bool_] = there & (oldest >= tail) & self._undamaged(places)
         if not whole.all():
             held = f"the steps {tail} to {head - 1}" if head > tail else "no steps yet"
             raise EvictedError(
@@ -199,13 +243,80 @@ class Memory:
     def reset(self) -> None:
         """Forget all steps and all writers."""
         self.ring.reset()
+        if self.log is not None:
+            for writer in self.writers.values():
+                self.log.forgot(writer, self.ring.head)
+            self.log.reset(self.ring.head)
         self.writers.clear()
+        self.broken = self.broken[:0]
         self.episodes = 0
         self.returns.clear()
         self.lengths.clear()
 
+    def lose(self, rows: Numbers) -> None:
+        """Let nobody draw damaged rows, nor what needs them; their episodes end before them.
+
+        Args:
+            rows: int64 [K], live.
+        """
+        if not len(rows):
+            return
+        self.broken = np.append(self.broken[self.broken >= self.ring.tail], rows)
+        last = self.ring.cut(rows)
+        for reader in self.readers:
+            reader.lose(rows, last)
+
+    def damaged(self, places: NDArray[np.integer[Any]]) -> bool:
+        """Look whether any row in these places, of any shape, is damaged; such rows are lost then."""
+        if self.log is None or not self.log.columns.unchecked:
+            return False
+        slots = self.log.columns.damaged(places)
+        if not len(slots):
+            return False
+        numbers = np.sort(self.ring.tail + (slots - self.ring.tail) % self.ring.capacity)
+        _LOG.error("%d rows are damaged, the first is step %d: they are lost", len(numbers), numbers[0])
+        self.lose(numbers)
+        return True
+
+    def has_room(self, request: Observe) -> bool:
+        """Whether the rows of a request may be written before the disk has more of those there are."""
+        rows = len(request.lane) + (0 if request.leave is None else len(request.leave) + 1)
+        return self.log is None or self.log.has_room(self.ring.head, rows)
+
+    def _take_over(self, found: "FoundWriter", base: int, now: float) -> None:
+        record, newest = found.record, found.newest + base
+        writer = Writer.open(record.name, record.incarnation, record.lanes, now)
+        writer.at, writer.opening = found.at, record.opening
+        writer.sequence = writer.durable = record.sequence
+        is_open = found.newest > 0
+        rows = newest[is_open]
+        writer.newest[is_open] = rows
+        writer.first[is_open] = rows - self.ring.read("first", rows)
+        writer.position[is_open] = self.ring.read("position", rows)
+        writer.returns[is_open] = found.returned[is_open]
+        writer.answers.extend((sequence, keys + base) for sequence, keys in found.answers)
+        self.writers[record.name] = writer
+
+    def _check_open_episodes(self) -> None:
+        """Forget writers whose newest stacks are damaged: their lanes can't go on."""
+        for writer in list(self.writers.values()):
+            rows = writer.newest[writer.newest != NONE]
+            rows = rows[self.stacker.oldest(rows) >= self.ring.tail]
+            if len(rows) and self.damaged(self.stacker.places(rows)[0]):
+                self._forget(writer)
+
+    def _undamaged(self, places: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
+        """Return which stacks, by their places [K, n_frames], have no damaged row."""
+        self.damaged(places)
+        if not len(self.broken):
+            return np.ones(len(places), np.bool_)
+        hit = np.isin(places, self.broken % self.ring.capacity)
+        return np.asarray(~hit.any(axis=1))
+
     def _forget(self, writer: Writer) -> None:
         self._leave(writer, np.arange(writer.lanes))
+        if self.log is not None:
+            self.log.forgot(writer, self.ring.head)
         del self.writers[writer.name]
 
     def _forget_idle(self, name: str) -> None:
@@ -213,7 +324,7 @@ class Memory:
         lanes = sum(writer.lanes for writer in self.writers.values())
         others = sorted((w for w in self.writers.values() if w.name != name), key=lambda w: w.last_seen)
         for writer in others:
-            if lanes <= self.ring.capacity:
+            if lanes <= self.steps:
                 return
             lanes -= writer.lanes
             self._forget(writer)
@@ -227,6 +338,8 @@ class Memory:
                 f"more, or a new incarnation"
             )
         known.grow(lanes)
+        if self.log is not None:
+            self.log.grown(known, self.ring.head)
         self._forget_idle(known.name)
         return known.sequence + 1
 
@@ -259,12 +372,12 @@ class Memory:
         if gone.any():
             raise EvictedError(
                 f"the stack of lane {lanes[gone][0]} reaches back to a step that has been "
-                f"overwritten: {self.ring.capacity} steps are too few for so many lanes, or the "
+                f"overwritten: {self.steps} steps are too few for so many lanes, or the "
                 f"lane has slept too long; raise capacity_steps, or open the writer anew, under a higher "
                 f"incarnation"
             )
 
-    def _append(self, writer: Writer, runs: Runs, request: Observe) -> Numbers:
+    def _append(self, writer: Writer, runs: Runs, request: Observe, before: int) -> Numbers:
         """Write the rows, and return the newest of each lane, in the order of the lanes' first rows."""
         ring, count = self.ring, len(request.lane)
         links = runs.follow(writer, ring.head)
@@ -276,12 +389,17 @@ class Memory:
             _as_it_came(values, runs) for values in (links.predecessor, links.first, links.position)
         )
         numbers = np.arange(ring.head, ring.head + count)
-        rows = self._rows(request, runs.kinds[FIRST] > 0) | {
+        payload = self._rows(request, runs.kinds[FIRST] > 0)
+        placed: dict[str, NDArray[Any]] = {
             # of an episode that began further back than the column can tell, it leads below every tail
             "first": np.minimum(numbers - first, ENDS),
             "position": position,
         }
-        ring.append(rows, predecessor, tail)
+        ring.append(payload | placed, predecessor, tail)
+        if self.log is not None:
+            placed["back"] = np.minimum(numbers - predecessor, ENDS)
+            placed["returned"] = _as_it_came(returns, runs)
+            self.log.wrote(writer, request, numbers, payload, placed, before)
         if runs.kinds[LAST]:
             ring.end(numbers[request.step_type == LAST])
             self._count_episodes(returns, links.position, runs)
@@ -329,16 +447,39 @@ class Memory:
             **{EXTRA_PREFIX + name: array for name, array in request.extras.items()},
         }
 
-    def _answer(self, keys: Numbers, request: Observe) -> Stacks:
+    def _answer(self, writer: Writer, keys: Numbers, request: Observe) -> Stacks:
+        durable = None if self.log is None else writer.durable
         if not request.stacks:
-            return Stacks(key=keys)
-        return Stacks(key=keys, memory=self.number) if request.mapped else self.stacks(keys)
+            return Stacks(key=keys, durable=durable)
+        if request.mapped:
+            return Stacks(key=keys, memory=self.number, durable=durable)
+        answer = self.stacks(keys)
+        return answer if durable is None else answer.model_copy(update={"durable": durable})
 
     def _count_episodes(self, returns: NDArray[np.float64], lengths: Numbers, runs: Runs) -> None:
         ended = runs.step_type == LAST
         self.returns.extend(returns[ended].tolist())
         self.lengths.extend(lengths[ended].tolist())
         self.episodes += int(np.count_nonzero(ended))
+
+    def _let_leave(self, writer: Writer, request: Observe) -> int:
+        """Let lanes leave; return how many rows have been written for that."""
+        assert request.leave is not None  # noqa: S101 the caller looked
+        lanes = np.unique(request.leave)
+        lanes = lanes[writer.newest[lanes] != NONE]
+        self._leave(writer, lanes)
+        if self.log is None or (not len(lanes) and len(request.lane)):
+            return 0
+        ring, count = self.ring, max(1, len(lanes))
+        tail = ring.tail_after(count)
+        for reader in self.readers:
+            reader.make_room(count)
+        numbers = np.arange(ring.head, ring.head + count)
+        ring.append({}, numbers, tail)
+        self.log.left(writer, request, numbers, lanes, len(request.lane))
+        for reader in self.readers:
+            reader.arrive(numbers, 0)
+        return count
 
     def _leave(self, writer: Writer, lanes: NDArray[np.integer[Any]]) -> None:
         """Mark the last row of each open episode as its end: truncated, since it isn't terminated."""
@@ -350,7 +491,7 @@ class Memory:
             reader.end(left)
 
 
-def _as_it_came(values: Numbers, runs: Runs) -> Numbers:
+def _as_it_came(values: NDArray[Any], runs: Runs) -> NDArray[Any]:
     """Return values of the rows of runs, in the order in which the rows came."""
     if runs.single:
         return values

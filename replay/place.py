@@ -72,12 +72,13 @@ class Place:
 
     def insert(self, request: Observe) -> Stacks | None:
         """Carry out a new write, or return None while it must wait."""
-        if not all(place.lets_insert() for place in self.group):
+        if not (self.table.memory.has_room(request) and all(p.lets_insert() for p in self.group)):
             return None
         before = [place.table.limiter.inserts for place in self.group]
         reply = self.table.memory.observe(request, self._clock())
         for place, inserts in zip(self.group, before, strict=True):
             place.watch.count(inserts=place.table.limiter.inserts - inserts)
+            place.table.note()
         return reply
 
     def sample(self, request: Sample) -> Batch | None:
@@ -85,6 +86,7 @@ class Place:
         reply = self.table.sample(request, self._clock(), {kind.unit for kind in self.samples.kinds})
         if reply is not None and not request.refill:
             self.watch.count(samples=request.batch_size)
+        self.table.note()
         return reply
 
     def park(self, line: WaitingLine[RequestT], parked: Parked[RequestT]) -> None:
@@ -128,6 +130,7 @@ class Place:
     def expire(self, now: float) -> Iterator[Answer]:
         """Answer those whose deadlines have passed, and give back what silent sessions had leased."""
         given_back = self._expire_leases(now)
+        self.table.note()
         for line in (self.inserts, self.samples):
             while (parked := line.pop_late(now)) is not None:
                 yield parked.ticket, self._refuse_late(parked.request)
@@ -161,11 +164,11 @@ class Place:
             if parked.request.session == session:
                 self.samples.remove(parked)
 
-    def close(self) -> None:
-        """Leave the group; the memory goes with the last of it."""
+    def close(self, with_memory: bool = True) -> None:
+        """Leave the group; the memory goes with the last of it, if no folder keeps it."""
         self.group.remove(self)
         self.table.close()
-        if not self.group:
+        if with_memory and not self.group:
             self.table.memory.ring.columns.close()
 
     def _release_samples(self) -> Iterator[Answer]:

@@ -72,8 +72,9 @@ class Ring:
         tail = self.tail if tail is None else tail
         capacity = self.capacity if capacity is None else capacity
         block = _block(capacity)
+        # a function of the head alone: who finds the rows again in a file finds the same tail
         needed = self.head + rows - (capacity - block)
-        return tail if needed <= tail else needed + block
+        return max(tail, needed + -needed % max(1, block))
 
     def append(self, rows: Mapping[str, NDArray[Any]], predecessors: Numbers, tail: int) -> Numbers:
         """Write rows at the head and link them to their predecessors.
@@ -140,6 +141,22 @@ class Ring:
         """Let go of all rows. Numbers go on: none is given twice."""
         self.columns.raise_floor(self.head)
         self.tail = self.head
+
+    def restore(self, tail: int, head: int) -> None:
+        """Take the rows [tail, head), which the columns hold already, as far as a ring would have them."""
+        self.tail, self.head = tail, head
+        self.tail = self.tail_after(0)
+
+    def cut(self, numbers: Numbers) -> Numbers:
+        """Let episodes end before rows that are broken; return the rows that are their last then.
+
+        Args:
+            numbers: int64 [K], live rows.
+        """
+        before = np.unique(self.before(numbers, self.tail))
+        before = before[before >= 0]
+        self.end(before)
+        return before
 
     def _spans(self, count: int) -> Iterator[tuple[slice, slice]]:
         """Yield where the next `count` rows lie: one run of slots, or two where the ring wraps."""

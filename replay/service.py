@@ -46,6 +46,7 @@ from fornix.common.messages import (
 )
 from fornix.replay.catalog import Catalog
 from fornix.replay.checks import check_keys
+from fornix.replay.durable.folder import Folder
 from fornix.replay.info import Reports, Sessions, describe
 from fornix.replay.place import Answer, Place
 from fornix.replay.waiting import Parked, Ticket
@@ -68,6 +69,10 @@ class ReplayService:
         share: whether clients on this host may map the memory.
         lease_s: how long a silent session keeps the batches that it has fetched and not consumed.
         first_key: returns a number above all keys that another server may have given to its clients.
+        folder: that keeps the tables, and is the service's from now on; without one they are in memory.
+
+    Raises:
+        StorageError: if the folder can't be read.
     """
 
     def __init__(
@@ -79,8 +84,10 @@ class ReplayService:
         share: bool = False,
         lease_s: float = 30.0,
         first_key: Callable[[], int] = lambda: 0,
+        folder: Folder | None = None,
     ) -> None:
         self._clock = clock
+        self._refused = 0
         self._catalog = Catalog(
             memory_bytes or _three_quarters_of_memory(),
             seed,
@@ -89,12 +96,13 @@ class ReplayService:
             clock,
             self.refuse,
             first_key,
+            folder,
         )
+        self._folder = folder
         self._version = version
         self._reports = Reports()
         self._sessions = Sessions()
         self._began = clock()
-        self._refused = 0
         self._count = itertools.count()
 
     def submit(self, ticket: Ticket, request: Request) -> Iterator[Answer]:
@@ -107,12 +115,15 @@ class ReplayService:
             reply = self._handle(request, ticket)
         except Exception as error:  # a fault of ours must not end the server
             reply = self.refuse(error)
+        if place is not None:
+            place.table.note()
         if reply is not None:
             yield ticket, reply
         if place is not None and isinstance(request, _MOVING):
             if not isinstance(reply, Refused):
                 yield from self._turn_away(place, request)
             yield from place.release()
+        yield from self._keep()
 
     def refuse(self, error: Exception) -> Refused:
         """Return the reply that stands for an error, and count it."""
@@ -127,11 +138,16 @@ class ReplayService:
         now = self._clock()
         for place in self._catalog:
             yield from place.expire(now)
+        yield from self._keep()
 
     def patience_s(self) -> float | None:
         """Return in how many seconds `expire` has something to do; None if there is nothing."""
         deadlines = [due for place in self._catalog if (due := place.next_deadline()) is not None]
-        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        patience = max(0.0, min(deadlines) - self._clock()) if deadlines else None
+        if self._folder is None:
+            return patience
+        due = self._folder.patience_s()
+        return patience if due is None else due if patience is None else min(patience, due)
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -158,10 +174,7 @@ class ReplayService:
 
     @_handle.register
     def _(self, request: ResetTable, ticket: Ticket) -> Reply:
-        place = self._catalog.writable(request.table)
-        place.table.memory.reset()
-        for each in place.group:
-            each.table.reset()
+        self._catalog.reset(request.table)
         return Done()
 
     @_handle.register
@@ -171,7 +184,7 @@ class ReplayService:
 
     @_handle.register
     def _(self, request: SetLimiter, ticket: Ticket) -> Reply:
-        self._catalog[request.table].table.change_limits(request.limiter)
+        self._catalog.change_limits(request.table, request.limiter)
         return Done()
 
     @_handle.register
@@ -210,7 +223,7 @@ class ReplayService:
     def _(self, request: StackQuery, ticket: Ticket) -> Reply:
         check_keys(request.key)
         table = self._catalog[request.table].table
-        if request.memory not in (0, table.memory.number):
+        if request.memory and not table.memory.is_known_as(request.memory):
             raise EvictedError(
                 f"the steps are of memory {request.memory}, and table {request.table!r} has memory "
                 f"{table.memory.number} now: it was made anew; open the writer again"
@@ -269,6 +282,17 @@ class ReplayService:
     def _(self, request: Report, ticket: Ticket) -> Reply:
         self._reports.put(request, self._clock())
         return Done()
+
+    def _keep(self) -> Iterator[Answer]:
+        """See to the files; answer those who waited for the disk.
+
+        Raises:
+            StorageError: if the disk doesn't take what was written: the server must end.
+        """
+        if self._folder is not None and self._folder.tick():
+            for place in list(self._catalog):
+                if place.inserts:
+                    yield from place.release()
 
     def _turn_away(self, place: Place, request: Request) -> Iterator[Answer]:
         """Refuse those who wait for what is not there any more."""

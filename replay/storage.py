@@ -48,7 +48,7 @@ EXTRA_PREFIX = "extras."
 MAGIC = b"fornix\x02\x00"
 TOKEN_AT = slice(8, 24)
 FLOOR_AT = 64  # and the head after it
-_GONE = 2**63 - 1  # the floor of a memory that is no more
+GONE = 2**63 - 1  # the floor of a memory that is no more
 HEADER_NBYTES = mmap.PAGESIZE
 
 # Linux's own numbers: a Python that was built against an old glibc lacks the names, and os.memfd_create.
@@ -87,6 +87,12 @@ def payload_columns(signature: Signature) -> dict[str, ArraySpec]:
     frames = {frame_name(path): spec for path, spec in signature.frames.items()}
     extras = {EXTRA_PREFIX + name: spec for name, spec in signature.extras.items()}
     return {**frames, "action": signature.action, "reward": signature.reward, **extras}
+
+
+def payload_rows(signature: Signature, slots: int) -> dict[str, int]:
+    """Return how many rows each payload column has, by name: those of frames one more, of zeros."""
+    frames = {frame_name(path) for path in signature.frames}
+    return {name: slots + (name in frames) for name in payload_columns(signature)}
 
 
 def row_nbytes(signature: Signature) -> int:
@@ -200,7 +206,7 @@ class SharedColumns:
         self._descriptor = -1
         # mmap.close() would raise BufferError for each view that is left; the last one to go unmaps
         self.arrays = {}
-        self._marks[0] = _GONE  # whoever has it mapped finds nothing there any more
+        self._marks[0] = GONE  # whoever has it mapped finds nothing there any more
         self._marks = np.zeros(2, np.uint64)
 
 

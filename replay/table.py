@@ -5,6 +5,7 @@ limiting (`limiter`, `leases`) are things of their own; the table keeps them in 
 """
 
 from collections.abc import Set
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,14 +14,17 @@ from fornix.common.messages import Batch, PrioritiesUpdated, Sample, Stacks, Upd
 from fornix.common.specs import LimiterSpec, SamplerSpec, TableSpec, Unit
 from fornix.replay.checks import check_batch, check_priorities
 from fornix.replay.leases import Leases
-from fornix.replay.limiter import Limiter
+from fornix.replay.limiter import Counts, Limiter
 from fornix.replay.memory import Memory
 from fornix.replay.samplers import Draw, Priorities, Sampler, TimesSampled, make_sampler
 from fornix.replay.stacking import Numbers, Stacker
 from fornix.replay.starts import StartIndex
 from fornix.replay.storage import nbytes, row_nbytes
 from fornix.replay.units import alike, starts_of, what_follows
-from fornix.replay.windows import assemble
+from fornix.replay.windows import assemble, walk
+
+if TYPE_CHECKING:
+    from fornix.replay.durable.draws import DrawsFile, Kept
 
 _INDEXES_KEPT = 4
 _NONE: Set[Unit] = frozenset()
@@ -36,10 +40,18 @@ class Table:
         memory: whose rows it draws.
         rng: of the draws.
         lease_s: how long a silent session keeps its leases.
+        draws: the file that keeps what has been drawn, if there is one.
+        recover: what the table is now; then it goes on from what that file says.
     """
 
     def __init__(
-        self, spec: TableSpec, memory: Memory, rng: np.random.Generator, lease_s: float = 30.0
+        self,
+        spec: TableSpec,
+        memory: Memory,
+        rng: np.random.Generator,
+        lease_s: float = 30.0,
+        draws: "DrawsFile | None" = None,
+        recover: TableSpec | None = None,
     ) -> None:
         #: As it was created; `spec` has the limits that hold now.
         self.created = self.spec = spec
@@ -51,7 +63,15 @@ class Table:
         self._stacker = memory.stacker
         if spec.signature.n_frames != memory.signature.n_frames:
             self._stacker = Stacker(self._ring.columns.arrays, spec.signature)
+        self._draws = draws
+        self._noted: tuple[Counts, float] | None = None
+        rows = np.arange(self._tail, self._ring.head)
+        kept = draws.kept(rows, self._ring.head) if draws is not None and recover is not None else None
         self._begin()
+        if kept is not None and recover is not None:
+            self.spec = recover
+            self._recover(rows, kept)
+        self.note()
         memory.readers.append(self)
 
     def _begin(self) -> None:
@@ -64,8 +84,38 @@ class Table:
             Priorities(slots, sampler.priority_exponent) if sampler.kind == "prioritized" else None
         )
         self._times = TimesSampled(slots, sampler.uses)
+        if self._draws is not None:
+            self._times.changed = self._draws.put_times
+            if self._priorities is not None:
+                self._priorities.changed = self._draws.put_priorities
         self._begin_rows(np.arange(self._tail, self._ring.head))
         self.limiter.lose(-self._draws_left(self._tail, self._ring.head))
+
+    def _recover(self, rows: Numbers, kept: "Kept") -> None:
+        """Go on from what the file said, and count the rows that came after that."""
+        ring = self._ring
+        since = ring.tail if kept.counts is None else max(kept.head, ring.tail)
+        self.limiter.spec = self.spec.limiter
+        if kept.counts is not None:
+            self.limiter.restore(kept.counts)
+        self.limiter.inserts += int(np.count_nonzero(ring.read("back", np.arange(since, ring.head))))
+        if self._priorities is not None:
+            self._priorities.maximum = kept.maximum
+            powers = np.where(kept.known, kept.powers, self._priorities.power(np.float64(kept.maximum)))
+            self._priorities.restore(rows, powers)
+        self._times.restore(rows, kept.times)
+
+    def note(self) -> None:
+        """Put down what has been counted, if anything but inserts has: those follow from the rows."""
+        if self._draws is None:
+            return
+        counts = self.limiter.counts()
+        maximum = 1.0 if self._priorities is None else self._priorities.maximum
+        inserts = counts.inserts if self.spec.sampler.uses is not None else 0
+        noted = counts._replace(inserts=inserts), maximum
+        if noted != self._noted:
+            self._noted = noted
+            self._draws.note(counts, maximum, self._ring.head)
 
     def _begin_rows(self, numbers: Numbers) -> None:
         self._times.begin(numbers)
@@ -126,6 +176,13 @@ class Table:
         for index in self._indexes.values():
             index.arrive(rows)
 
+    def lose(self, rows: Numbers, last: Numbers) -> None:
+        """These rows are damaged; their episodes end before them, with the rows `last`."""
+        for index in self._indexes.values():
+            index.evict(rows)
+            index.take_out(last)
+            index.arrive(last)
+
     def reset(self) -> None:
         """Forget everything, as the memory has."""
         self._tail = self._ring.tail
@@ -161,9 +218,9 @@ class Table:
         index = self._index(request.unit, waited_for)
         if not index.sampler.can_draw(request.batch_size):
             return None
-        members = len(index.sampler)
-        draw = self._draw(index, request.batch_size)
-        batch = assemble(self._ring, self._stacker, draw, index.span, members, request)
+        batch = self._assemble(index, request)
+        if batch is None:
+            return None
         self._charge(request, now)
         return batch.model_copy(update={"memory": self.memory.number}) if request.mapped else batch
 
@@ -213,6 +270,16 @@ class Table:
             f"{what_follows(request.unit)}{limit}; more steps open it"
         )
 
+    def _assemble(self, index: StartIndex, request: Sample) -> Batch | None:
+        """Return a batch of rows that are whole; None if there are too few."""
+        while index.sampler.can_draw(request.batch_size):
+            members = len(index.sampler)
+            draw = self._draw(index, request.batch_size)
+            windows = walk(self._ring, self._stacker, draw.numbers, index.span, request)
+            if not self.memory.damaged(windows.places):
+                return assemble(self._ring, self._stacker, draw, windows, members, request)
+        return None
+
     def _draw(self, index: StartIndex, count: int) -> Draw:
         draw = index.sampler.draw(count, self._rng)
         used_up = self._times.used_up
@@ -238,6 +305,7 @@ class Table:
             index = StartIndex(
                 self._ring, self._stacker, starts_of(unit, self._ring), self._sampler(), self._tail
             )
+            index.evict(self.memory.broken[self.memory.broken >= self._ring.tail])
         self._indexes[unit] = index
         return index
 

@@ -28,7 +28,7 @@ from fornix.replay.stacking import NONE, Numbers, Places, Stacker
 from fornix.replay.storage import EXTRA_PREFIX
 
 
-class _Windows(NamedTuple):
+class Windows(NamedTuple):
     """Where B units lie, of T steps each."""
 
     places: Places
@@ -39,19 +39,32 @@ class _Windows(NamedTuple):
     """[B, T]: the rows after each start, or NONE."""
 
 
-def assemble(ring: Ring, stacker: Stacker, draw: Draw, span: int, members: int, request: Sample) -> Batch:
-    """Return what begins at the drawn rows, all of them sampleable.
+def walk(ring: Ring, stacker: Stacker, starts: Numbers, span: int, request: Sample) -> Windows:
+    """Return where the units lie that begin at rows, int64 [B], all of them sampleable.
+
+    Args:
+        ring: of the rows.
+        stacker: that makes the stacks.
+        starts: to begin at.
+        span: T, steps that a unit has at most; whole episodes are cut to the longest of them.
+        request: that says what a unit is.
+    """
+    return _walk(ring, stacker, starts, span, isinstance(request.unit, Episode))
+
+
+def assemble(
+    ring: Ring, stacker: Stacker, draw: Draw, windows: Windows, members: int, request: Sample
+) -> Batch:
+    """Return what begins at the drawn rows.
 
     Args:
         ring: of the rows.
         stacker: that makes the stacks.
         draw: int64 [B] rows, with their probabilities.
-        span: T, steps that a unit has at most; whole episodes are cut to the longest of them.
+        windows: that `walk` found for them.
         members: N, how many starts there were to draw from.
         request: for the unit, γ, β, and how frames are to be sent.
     """
-    cut = isinstance(request.unit, Episode)
-    windows = _walk(ring, stacker, draw.numbers, span, cut)
     there = windows.following >= 0
     steps = np.count_nonzero(there, axis=1)
     last = windows.following[np.arange(len(steps)), steps - 1]
@@ -60,7 +73,7 @@ def assemble(ring: Ring, stacker: Stacker, draw: Draw, span: int, members: int, 
     rewards = np.where(there, ring.column("reward")[slots], 0).astype(np.float64)
     terminated = ring.read("terminated", last)
     if isinstance(request.unit, Transition):
-        powers = request.discount ** np.arange(span + 1)
+        powers = request.discount ** np.arange(windows.following.shape[1] + 1)
         reward = rewards @ powers[:-1]
         discount = np.where(terminated, 0.0, powers[steps])
         columns = _columns(ring, slots[:, 0], ring.slots(draw.numbers), None)
@@ -84,7 +97,7 @@ def assemble(ring: Ring, stacker: Stacker, draw: Draw, span: int, members: int, 
     )
 
 
-def _walk(ring: Ring, stacker: Stacker, starts: Numbers, span: int, cut: bool) -> _Windows:
+def _walk(ring: Ring, stacker: Stacker, starts: Numbers, span: int, cut: bool) -> Windows:
     stacks, oldest = stacker.places(starts)
     following = np.full((len(starts), span), NONE, np.int64)
     current = starts
@@ -96,7 +109,7 @@ def _walk(ring: Ring, stacker: Stacker, starts: Numbers, span: int, cut: bool) -
         following[:, at] = current
     after = np.where(following < 0, stacker.zeros, following % ring.capacity)
     places = np.concatenate([stacks, after], axis=1, dtype=np.int32, casting="same_kind")
-    return _Windows(places, oldest, following)
+    return Windows(places, oldest, following)
 
 
 def _columns(
@@ -130,7 +143,7 @@ def _weights(probability: NDArray[np.float64], members: int, exponent: float) ->
     return weights.astype(np.float32)
 
 
-def _frames(stacker: Stacker, windows: _Windows, mapped: bool) -> dict[str, Any]:
+def _frames(stacker: Stacker, windows: Windows, mapped: bool) -> dict[str, Any]:
     if mapped:
         return {"index": windows.places, "oldest": windows.oldest}
     places, frames = stacker.gather_once(windows.places)

@@ -1,4 +1,11 @@
-"""A writer: appends steps to a table, exactly once and in order."""
+"""A writer: appends steps to a table, exactly once and in order.
+
+A server that keeps its rows on a disk says with each answer what the disk has. Until then the writer
+keeps a copy of what it wrote: a server that comes back from a power cut without it is sent it again.
+"""
+
+from collections import deque
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -6,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fornix.common import trees
 from fornix.common.errors import (
     InvalidRequestError,
+    SequenceError,
     ServerError,
     UnknownWriterError,
     WaitTimeoutError,
@@ -25,6 +33,8 @@ from fornix.replay.steps import Steps, lane_numbers
 
 #: Refusals after which a write may still be applied: it is to be sent again.
 _UNDECIDED = (WaitTimeoutError.code, ServerError.code)
+#: Refusals that a server gives which has lost what came before.
+_LOST = (SequenceError.code, UnknownWriterError.code)
 
 
 class Writer:
@@ -51,6 +61,7 @@ class Writer:
         self.lanes = lanes
         self._next = sequence
         self._unanswered: tuple[Observe, Pending[Stacks]] | None = None
+        self._kept: deque[Observe] = deque()  # answered, and perhaps not on the server's disk yet
 
     def observe(
         self,
@@ -146,10 +157,54 @@ class Writer:
         """Return the stacks of steps of the table by their keys, or raise EvictedError; waits for them."""
         return self._fetch.query(self._table, keys)
 
+    @property
+    def kept(self) -> int:
+        """How many requests it keeps, since the server's disk may not have them yet."""
+        return len(self._kept)
+
     def _finish(self, request: Observe, reply: Reply) -> Stacks:
+        if isinstance(reply, Refused) and reply.code in _LOST:
+            reply = self._catch_up(request, reply)
         if isinstance(reply, Stacks):
             self._next = max(self._next, request.sequence + 1)
+            self._keep(request, reply.durable)
         decided = not (isinstance(reply, Refused) and reply.code in _UNDECIDED)
         if decided and self._unanswered is not None and self._unanswered[0] is request:
             self._unanswered = None
         return self._fetch.stacks(self._table, self._fetch.expect(Stacks, self._table, reply))
+
+    def _keep(self, request: Observe, durable: int | None) -> None:
+        """Keep a request that was answered until the server's disk has it."""
+        if durable is None:
+            self._kept.clear()
+            return
+        if request.sequence > durable and (not self._kept or self._kept[-1].sequence < request.sequence):
+            self._kept.append(_copy(request))
+        while self._kept and self._kept[0].sequence <= durable:
+            self._kept.popleft()
+
+    def _catch_up(self, request: Observe, refused: Refused) -> Reply:
+        """Send a server what it has lost, then `request` again; return the answer to that.
+
+        If the server has lost more than is kept, the refusal stands.
+        """
+        opening = make(
+            OpenWriter, table=self._table, writer=self.name, incarnation=self.incarnation, lanes=self.lanes
+        )
+        due = self._fetch.sent(opening, WriterOpened, self._table).result().sequence
+        again = [kept for kept in self._kept if kept.sequence >= due]
+        if [kept.sequence for kept in again] != list(range(due, request.sequence)):
+            return refused
+        for kept in again:
+            self._fetch.sent(kept, Stacks, self._table).result()
+        return self._fetch.asked(request)
+
+
+def _copy(request: Observe) -> Observe:
+    """Return a request whose arrays are its own, and that asks for no stacks."""
+    names = ("lane", "step_type", "terminated", "action", "reward")
+    copies: dict[str, Any] = {name: getattr(request, name).copy() for name in names}
+    copies["frame"] = trees.mapped(request.frame, np.copy)
+    copies["extras"] = {name: array.copy() for name, array in request.extras.items()}
+    copies["leave"] = None if request.leave is None else request.leave.copy()
+    return request.model_copy(update=copies | {"stacks": False, "mapped": False})

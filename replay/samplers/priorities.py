@@ -1,5 +1,7 @@
 """The priorities of a table's rows, as prioritized experience replay uses them (Schaul et al. 2016)."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,8 @@ class Priorities:
         self.newest = -1
         #: p^alpha in slot order, float64 [>= slots]; samplers stand on it, and only `set` may change it.
         self.column = padded_column(slots)
+        #: Told of each change: rows, int64 [K], and their p^alpha, [K] or one for all.
+        self.changed: Callable[[Numbers, Floats], None] = _tell_nobody
 
     def begin(self, numbers: Numbers) -> None:
         """Give new rows the largest priority there was.
@@ -48,8 +52,10 @@ class Priorities:
             numbers: int64 [K], consecutive, after all that have begun.
         """
         if len(numbers):
-            self.column[numbers % self.slots] = self._power(np.float64(self.maximum))
+            power = self.power(np.float64(self.maximum))
+            self.column[numbers % self.slots] = power
             self.newest = int(numbers[-1])
+            self.changed(numbers, power)
 
     def check(self, values: NDArray[np.floating]) -> None:
         """Raise InvalidRequestError if one of `values`, [K], can't be a priority."""
@@ -78,14 +84,22 @@ class Priorities:
         priorities = values[live].astype(np.float64)
         if len(priorities):
             # numpy assigns in order where a slot is named twice
-            self.column[numbers[live] % self.slots] = self._power(priorities)
+            powers = self.power(priorities)
+            self.column[numbers[live] % self.slots] = powers
+            self.changed(numbers[live], powers)
             self.maximum = max(self.maximum, float(priorities.max()))
+
+    def restore(self, numbers: Numbers, powers: Floats) -> None:
+        """Put p^alpha of live rows, int64 [K], in place of what they have; no sampler stands on it yet."""
+        self.column[numbers % self.slots] = powers
+        self.changed(numbers, powers)
 
     def numbers_in(self, slots: Numbers) -> Numbers:
         """Return the live rows that lie in slots."""
         return self.newest - (self.newest - slots) % self.slots
 
-    def _power(self, priorities: Floats | np.float64) -> Floats:
+    def power(self, priorities: Floats | np.float64) -> Floats:
+        """Return p^alpha."""
         powers = np.maximum(priorities**self.alpha, np.finfo(np.float64).tiny)
         return np.where(priorities > 0, powers, 0.0)
 
@@ -95,3 +109,7 @@ class Priorities:
         with np.errstate(over="ignore", divide="ignore"):
             root = (largest / _MAX_ROWS) ** (np.float64(1.0) / self.alpha)
         return float(min(root, largest))
+
+
+def _tell_nobody(numbers: Numbers, powers: Floats) -> None:
+    """Do nothing: no file keeps these priorities."""

@@ -1,5 +1,7 @@
 """At most so many draws of each row: `max_times_sampled`."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,8 @@ class TimesSampled:
         self._times: NDArray[np.unsignedinteger] = np.zeros(slots if limit else 0, dtype)
         #: The starts that the latest draw used up, int64 [K], distinct.
         self.used_up: Numbers = np.empty(0, np.int64)
+        #: Told of rows, int64 [K], that have been drawn, and how often each has been by now.
+        self.changed: Callable[[Numbers, NDArray[np.unsignedinteger]], None] = _tell_nobody
 
     def wrap(self, sampler: Sampler) -> Sampler:
         """Return a sampler that keeps the limit, or `sampler` itself if there is none."""
@@ -43,6 +47,12 @@ class TimesSampled:
         if self.limit is not None:
             self._times[numbers % self._slots] = 0
 
+    def restore(self, numbers: Numbers, times: NDArray[np.int64]) -> None:
+        """Take over how often live rows, int64 [K], have been drawn, or nothing without a limit."""
+        if self.limit is not None:
+            self._times[numbers % self._slots] = np.minimum(times, self.limit)
+            self.changed(numbers, self._times[numbers % self._slots])
+
     def left(self, numbers: Numbers) -> NDArray[np.int64]:
         """Return how often each of `numbers` may still be drawn; there must be a limit."""
         times: NDArray[np.int64] = self._times[numbers % self._slots].astype(np.int64)
@@ -50,7 +60,9 @@ class TimesSampled:
 
     def count(self, numbers: Numbers) -> Numbers:
         """Count draws, a start drawn twice as two, and return those that are used up now, once each."""
-        np.add.at(self._times, numbers % self._slots, 1)
+        slots = numbers % self._slots
+        np.add.at(self._times, slots, 1)
+        self.changed(numbers, self._times[slots])
         return np.unique(numbers[self.left(numbers) == 0])
 
 
@@ -152,6 +164,10 @@ class LimitedSampler(Sampler):
         accepted = (uses > 0) & (gone <= _MOST_MASS_GONE)
         probability = drawn.probability[accepted] / (1.0 - gone[accepted])
         return Draw(drawn.numbers[accepted], np.minimum(probability, 1.0))
+
+
+def _tell_nobody(numbers: Numbers, times: NDArray[np.unsignedinteger]) -> None:
+    """Do nothing: no file keeps these counts."""
 
 
 def times_before(numbers: Numbers) -> NDArray[np.int64]:

@@ -102,11 +102,11 @@ def _doing(state: ProcessState, reports: Mapping[str, Mapping[str, Any]]) -> str
 
 
 def _reports(info: Info, prefix: str) -> list[Mapping[str, float]]:
-    """Return the metrics of every process of a kind that has reported lately."""
+    """Return the metrics of every process of a kind that has reported any lately."""
     return [
         report["metrics"]
         for source, report in info.reports.items()
-        if source.startswith(prefix) and report["age_s"] < _STALE_S
+        if source.startswith(prefix) and report["age_s"] < _STALE_S and report["metrics"]
     ]
 
 

@@ -7,10 +7,17 @@ from pathlib import Path
 from fornix.common.config import RunConfig
 from fornix.common.settings import PREFIX
 from fornix.launch import Role
+from fornix.runs import DATA_FOLDER
 
 
 def roles_of(
-    file: Path, run_dir: Path, config: RunConfig, *, resume: bool, changes: tuple[str, ...]
+    file: Path,
+    run_dir: Path,
+    config: RunConfig,
+    *,
+    resume: bool,
+    changes: tuple[str, ...],
+    keep: bool = True,
 ) -> list[Role]:
     """Return the replay server, the learners and the actors of a run.
 
@@ -20,8 +27,12 @@ def roles_of(
         config: what `file` holds.
         resume: whether the learners go on from checkpoints that are there.
         changes: flags for what differs from `file`, for every command.
+        keep: whether the replay server keeps its rows: in `replay.data`, or in the run's folder where the
+            configuration names none.
     """
-    replay = Role("replay", _command("replay", str(file), *changes), stops_last=True)
+    data = (config.replay.data or run_dir / DATA_FOLDER) if keep else None
+    keeping = ("--replay.data", "null" if data is None else str(data))
+    replay = Role("replay", _command("replay", str(file), *changes, *keeping), stops_last=True)
     learners = [
         _learner(index, str(file), run_dir, resume, changes) for index in range(config.learner.processes)
     ]

@@ -20,6 +20,7 @@ from fornix.sockets import usable_addresses
 from fornix.tracker import Tracker
 from fornix.watcher import Watcher
 
+_LOG = logging.getLogger(__name__)
 _RANDOM_EPISODES = 100
 
 
@@ -29,6 +30,8 @@ def train_distributed(
     resume: bool,
     display: Display,
     stop: threading.Event,
+    *,
+    keep: bool = True,
 ) -> Path:
     """Start all processes of a run, and end them when the learners are done or `stop` is set.
 
@@ -38,6 +41,7 @@ def train_distributed(
         resume: whether to go on from the newest checkpoints, where there are any.
         display: where to show it.
         stop: set by whoever wants it to end; checkpoints are saved then too.
+        keep: whether the replay server keeps its rows on disk.
 
     Returns:
         The run's folder.
@@ -52,7 +56,7 @@ def train_distributed(
         used = usable_addresses(config, Path(folder), lambda line: display.say("run", line))
         run_dir = open_run_dir()
         changes = changed_addresses(config, used)
-        roles = roles_of(run_dir / CONFIG_FILE, run_dir, config, resume=resume, changes=changes)
+        roles = roles_of(run_dir / CONFIG_FILE, run_dir, config, resume=resume, changes=changes, keep=keep)
         environment = environment_of(os.environ)
         tracker = Tracker(f"{run_dir} · {used.replay.address}")
         with (
@@ -86,6 +90,8 @@ def train_sequential(
         display.show(tracker.progress(None, display.lines))
 
     with display, _Logging(display):
+        if config.replay.data is not None:
+            _LOG.warning("one process keeps its rows in memory only; %s is not used", config.replay.data)
         _in_background(config, tracker)
         run_sequential(config, run_dir, resume, stop, on_info)
     return run_dir

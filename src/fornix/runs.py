@@ -10,6 +10,10 @@ from fornix.common.errors import ConfigurationError
 from fornix.common.settings import resolve
 
 CONFIG_FILE = "config.yaml"
+#: Where the replay server of a run keeps its rows.
+DATA_FOLDER = "replay"
+#: Keys that a kept table was created with.
+_OF_THE_TABLE = ("n_frames", "capacity_steps", "min_size", "samples_per_insert", "error_buffer_inserts")
 
 
 def create_run_dir(runs: Path, name: str) -> Path:
@@ -45,6 +49,20 @@ def read_run(run_dir: Path, flags: Mapping[str, Any]) -> RunConfig:
     if not file.read_text(encoding="utf-8").strip():
         raise ConfigurationError(f"{file} is empty; put the run's configuration there again")
     return resolve(file, dict(flags), environment={})
+
+
+def require_same_table(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
+    """Raise ConfigurationError if a run's tables, which are kept, can't be used by a configuration."""
+    folder = now.replay.data or run_dir / DATA_FOLDER
+    if not folder.is_dir():
+        return
+    for key in _OF_THE_TABLE:
+        old, new = getattr(before.replay, key), getattr(now.replay, key)
+        if old != new:
+            raise ConfigurationError(
+                f"replay.{key} = {new} and the tables kept in {folder} were created with {old}; resume "
+                f"without that flag, with --no-data, or without that folder (its rows are lost then)"
+            )
 
 
 def _unusable(folder: Path, error: OSError) -> ConfigurationError:

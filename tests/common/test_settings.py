@@ -49,6 +49,16 @@ def test_lists_and_mappings_from_every_source(file: Path, monkeypatch: pytest.Mo
     assert read_run_config(file, flags).weights.addresses == ("tcp://d:1", "tcp://d:2")
 
 
+def test_the_folder_of_the_memory_from_every_source(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_run_config(None).replay.data is None
+    file.write_text("replay: {data: a/b}\n")
+    assert read_run_config(file).replay.data == Path("a/b")
+    monkeypatch.setenv("FORNIX_REPLAY__DATA", "/c")
+    assert read_run_config(file).replay.data == Path("/c")
+    assert read_run_config(file, ["--replay.data", "d"]).replay.data == Path("d")
+    assert read_run_config(file, ["--replay.data", "null"]).replay.data is None
+
+
 def test_another_kind_of_environment() -> None:
     config = read_run_config(None, ["--environment.kind", "gymnasium", "--environment.id", "Acrobot-v1"])
     assert config.environment == GymnasiumConfig(id="Acrobot-v1")
@@ -56,6 +66,7 @@ def test_another_kind_of_environment() -> None:
 
 def test_what_is_written_reads_back_equal_and_explains_each_key(tmp_path: Path) -> None:
     flags = ["--weights.addresses", "tcp://a:1,tcp://b:2", "--learner.adam_epsilon", "1e-30"]
+    flags += ["--replay.data", "rows: 1"]
     config = read_run_config(None, [*flags, "--environment.treasures", "gem=3,true=4,5=3", "--name", "123"])
     path = tmp_path / "config.yaml"
     dump_run_config(config, path)
@@ -98,6 +109,8 @@ def test_the_files_that_come_with_fornix_are_valid(name: str) -> None:
         ("environment: {agents: 300}", ["300 agents", "64 inner cells"]),
         ("environment: {agents: [3]}", ["environment.agents = [3]"]),
         ("replay: {address: 'tcp://a:99999'}", ["replay.address", "port below 65536"]),
+        ("replay: {data: ''}", ["replay.data = ''", "names no folder", "give a path, or null"]),
+        ("replay: {data: 3}", ["replay.data = 3", "names no folder"]),
         ("weights: {addresses: []}", ["weights.addresses", "at least 1"]),
         ("learner: {processes: 2}", ["learner.processes 2", "weights.addresses"]),
         ("replay: {min_size: 20, capacity_steps: 10}", ["min_size 20", "capacity_steps 10", "lower"]),

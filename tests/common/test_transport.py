@@ -300,14 +300,14 @@ def test_one_who_was_stopped_for_long_tries_again_before_it_gives_up(ipc_address
 
 def test_an_answer_that_cannot_be_read_is_an_error_that_says_so(ipc_address):
     newer = {
-        1: lambda number: [done(number)[0].replace(b"\xa1v\x02", b"\xa1v\x03")],
+        1: lambda number: [done(number)[0].replace(b"\xa1v\x03", b"\xa1v\x04")],
         2: lambda number: [done(number)[0].replace(b"\xa4done", b"\xa4dome")],
     }
     with (
         Peer(ipc_address, lambda count, _, number, __: newer[count](number)),
         a_transport(ipc_address) as way,
     ):
-        for said in ("protocol version 3 is not 2", "message type 'dome' is not one of batch"):
+        for said in ("protocol version 4 is not 3", "message type 'dome' is not one of batch"):
             reply = way.wait(way.send(InfoQuery()))
             assert isinstance(reply, Refused)
             assert reply.code == ProtocolError.code

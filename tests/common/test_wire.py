@@ -936,10 +936,10 @@ def test_oversized_messages_are_refused():
 
 
 HEADERS = {
-    "older version": (a_header(v=1), ["version 1 is not 2", "same release"]),
-    "no version": (a_header(v=None), ["version None is not 2"]),
-    "version true": (a_header(v=True), ["version True is not 2"]),
-    "version array": (a_header(v=an_array()), ["version array([0, 0]) is not 2"]),
+    "older version": (a_header(v=1), ["version 1 is not 3", "same release"]),
+    "no version": (a_header(v=None), ["version None is not 3"]),
+    "version true": (a_header(v=True), ["version True is not 3"]),
+    "version array": (a_header(v=an_array()), ["version array([0, 0]) is not 3"]),
     "unknown type": (a_header(t="stak"), ["'stak'", "stack"]),
     "a reply's type": (a_header(t="stacks"), ["'stacks'", "stack"]),
     "type is a number": (a_header(t=3), ["type 3", "stack"]),

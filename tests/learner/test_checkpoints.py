@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_without_a_checkpoint_the_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "appended", "noise"])
-def test_a_damaged_one_is_refused_by_name(damage, tmp_path):
+def test_a_damaged_one_is_passed_over_by_name(damage, tmp_path, caplog):
     save(tmp_path, checkpoint(1))
     path = save(tmp_path, checkpoint(2))
     data, rng = path.read_bytes(), np.random.default_rng(0)
@@ -119,11 +120,60 @@ def test_a_damaged_one_is_refused_by_name(damage, tmp_path):
     }
     for at, damaged in cases[damage]:
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=rf"{path} is damaged: .*; remove it") as caught:
-            load_newest(tmp_path, "shared")
+        with pytest.raises(CheckpointError, match=rf"{path} is damaged: .*; put a whole copy") as caught:
+            load(path)
         assert "\n" not in str(caught.value), at
-    path.unlink()  # as the sentence says
-    assert load_newest(tmp_path, "shared").step == 1
+        caplog.clear()
+        assert load_newest(tmp_path, "shared").step == 1, at
+        [said] = caplog.messages
+        assert said.startswith(
+            f"uses step-0000000001.safetensors instead of a newer one: checkpoint {path}"
+        )
+    assert path.exists()  # who only reads changes nothing
+
+
+def test_none_is_whole(tmp_path):
+    paths = [save(tmp_path, checkpoint(step)) for step in (1, 2)]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(
+        CheckpointError, match=rf"none .* 'shared' \(2\) is whole; checkpoint {paths[1]} is"
+    ):
+        load_newest(tmp_path, "shared", set_aside=True)
+    assert list_checkpoints(tmp_path, "shared") == paths
+
+
+def test_damaged_ones_that_are_set_aside_push_out_no_whole_one(tmp_path):
+    """Their numbers are higher than those of the checkpoints that come next."""
+    for step in (100, 200, 300):
+        path = save(tmp_path, checkpoint(step))
+        if step > 100:
+            path.write_bytes(path.read_bytes()[:-1])
+    assert load_newest(tmp_path, "shared", set_aside=True).step == 100
+    assert [one.name for one in sorted(path.parent.iterdir())] == [
+        "step-0000000100.safetensors",
+        "step-0000000200.safetensors.damaged",
+        "step-0000000300.safetensors.damaged",
+    ]
+    save(tmp_path, checkpoint(150))
+    assert load_newest(tmp_path, "shared").step == 150
+
+
+def test_one_that_can_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    """It may be whole: with its permissions mended, the training that it holds goes on."""
+    save(tmp_path, checkpoint(1))
+    newest, read = save(tmp_path, checkpoint(2)), Path.read_bytes
+
+    def refuse(path, code):
+        if path == newest:
+            raise OSError(code, os.strerror(code))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path, errno.EACCES))
+    with pytest.raises(CheckpointError, match=f"can't read checkpoint {newest}: Permission denied"):
+        load_newest(tmp_path, "shared")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path, errno.EIO))
+    assert load_newest(tmp_path, "shared").step == 1  # a bad sector is damage
 
 
 def _places(rng, data):
@@ -226,7 +276,8 @@ def test_a_folder_that_can_not_be_made_is_named(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_no_checkpoint(tmp_path):
     path = save(tmp_path, checkpoint(1))
-    path.with_name("step-0000000002.partial").write_bytes(path.read_bytes()[:100])
+    for step in (2, 7):
+        path.with_name(f"step-000000000{step}.partial").write_bytes(path.read_bytes()[:100])
     assert load_newest(tmp_path, "shared").step == 1
     save(tmp_path, checkpoint(2))
     assert load_newest(tmp_path, "shared").step == 2

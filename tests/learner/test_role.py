@@ -37,6 +37,22 @@ def test_a_memory_that_is_to_be_mapped_and_cannot_be_is_refused(ipc_address, ser
             learn(config(ipc_address, memory="mapped"), tmp_path, 0, False, threading.Event())
 
 
+def test_what_it_waits_for_before_there_is_a_table_is_in_its_report(
+    ipc_address, serve, wait_until, tmp_path
+):
+    stop = threading.Event()
+    learner = threading.Thread(target=learn, args=(config(ipc_address), tmp_path, 0, False, stop))
+    with serve(ipc_address), Client.connect(ipc_address) as client:
+        learner.start()
+        try:
+            wait_until(lambda: "learner-0" in client.info().reports, "a report")
+            report = client.info().reports["learner-0"]
+            assert report["doing"] == "waits for table 'shared', which the first actor creates"
+        finally:
+            stop.set()
+            learner.join()
+
+
 def test_other_stacks_than_the_tables_are_refused(ipc_address, serve, tmp_path):
     with serve(ipc_address), Client.connect(ipc_address) as client:
         create(client, n_frames=3)

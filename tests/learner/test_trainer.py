@@ -339,6 +339,24 @@ def test_what_can_not_be_resumed_is_refused(tmp_path):
         a_trainer(tmp_path).resume()
 
 
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path, caplog):
+    trainer = a_trainer(tmp_path)
+    for _ in range(2):
+        trainer.step(0)
+        trainer.save()
+    earlier, newest = list_checkpoints(tmp_path, "shared")
+    data = newest.read_bytes()
+    newest.write_bytes(
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+    )
+    resumed = a_trainer(tmp_path)
+    with caplog.at_level("INFO"):
+        resumed.begin(resume=True)
+    assert resumed.learner.gradient_steps == trainer.learner.gradient_steps - 1
+    assert f"instead of a newer one: checkpoint {newest} is damaged" in caplog.text
+    assert list_checkpoints(tmp_path, "shared") == [earlier]
+
+
 @pytest.mark.parametrize(
     "action",
     [ArraySpec.of((), np.int32), ArraySpec.of((2,), np.int32, n_values=3), ArraySpec.of((), "<f4")],

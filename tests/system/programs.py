@@ -11,10 +11,11 @@ _PATIENCE_S = 10.0
 
 
 @contextlib.contextmanager
-def a_program(*arguments):
+def a_program(*arguments, stderr=None):
     """Run Python with these arguments; yield the process, with pipes, and kill it at the end."""
     command = [sys.executable, guard.__file__, str(os.getpid()), sys.executable, *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
+    with subprocess.Popen(command, **pipes, text=True) as process:
         try:
             yield process
         finally:
@@ -23,9 +24,9 @@ def a_program(*arguments):
 
 
 @contextlib.contextmanager
-def a_server(address, *flags):
+def a_server(address, *flags, stderr=None):
     """Run `fornix replay`; yield the process when it answers, with its `address`."""
-    with a_program("-m", "fornix", "replay", "--address", address, *flags) as process:
+    with a_program("-m", "fornix", "replay", "--address", address, *flags, stderr=stderr) as process:
         said = process.stdout.readline()
         assert said.startswith("replay server answers at "), said
         process.address = said.split()[-1]

@@ -17,6 +17,7 @@ import pytest
 from fornix.cli import COMMANDS, main
 from fornix.common.config import RunConfig
 from fornix.common.errors import AddressError
+from fornix.common.settings import dump_run_config
 from fornix.common.signature import ArraySpec, Signature
 from fornix.common.specs import TableSpec
 from fornix.replay.client import Client
@@ -25,6 +26,8 @@ from fornix.replay.service import ReplayService
 from fornix.roles import changed_addresses, environment_of, roles_of
 from fornix.runs import create_run_dir
 from fornix.sockets import DEFAULTS, usable_addresses
+
+from .programs import a_server
 
 SIGNATURE = Signature(frame=ArraySpec.of((3,), np.uint8), action=ArraySpec.of((), np.int32, 4), n_frames=2)
 
@@ -192,6 +195,18 @@ def test_the_server_says_where_it_answers_and_ends_by_signal(number: signal.Sign
     assert "Traceback" not in log
 
 
+@pytest.mark.system
+@pytest.mark.parametrize("flag", ["--data", "--replay.data"])
+def test_the_server_says_where_it_keeps_its_rows(flag: str, ipc_address: str, tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    for tables in ([], ["hunt"]):
+        with a_server(ipc_address, flag, folder, stderr=subprocess.PIPE) as process:
+            assert f"keeps its rows in {folder}" in process.stderr.readline()
+            with Client.connect(ipc_address) as client:
+                assert list(client.hello().tables) == tables
+                client.create_table("hunt", TableSpec(signature=SIGNATURE, capacity_steps=100))
+
+
 def test_ctrl_c_ends_with_130_and_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,6 +256,31 @@ def test_roles_are_commands_that_a_person_could_type(tmp_path: Path) -> None:
     assert learner.restart_command == (*learner.command, "--resume")
     assert learner.finishes
     assert "FORNIX_SEED" not in environment_of({"FORNIX_SEED": "3", "PATH": os.environ["PATH"]})
+
+
+@pytest.mark.parametrize(
+    ("named", "keep", "folder"),
+    [(None, True, "RUN/replay"), ("/rows", True, "/rows"), (None, False, "null"), ("/rows", False, "null")],
+)
+def test_the_server_of_a_run_keeps_its_rows_in_the_runs_folder(
+    named: str | None, keep: bool, folder: str
+) -> None:
+    config = RunConfig.model_validate({"replay": {"data": named}})
+    roles = roles_of(Path("config.yaml"), Path("RUN"), config, resume=False, changes=(), keep=keep)
+    assert roles[0].command[-2:] == ("--replay.data", folder)
+    assert not any("--replay.data" in role.command for role in roles[1:])
+
+
+def test_a_resumed_run_can_not_change_the_tables_that_it_keeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dump_run_config(RunConfig(), tmp_path / "config.yaml")
+    before = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "replay").mkdir()
+    sentence = refused(capsys, "run", "--resume", str(tmp_path), "--replay.capacity_steps", "300000")
+    for words in ("capacity_steps = 300000", str(tmp_path / "replay"), "200000", "--no-data"):
+        assert words in sentence
+    assert (tmp_path / "config.yaml").read_text() == before
 
 
 def test_a_run_has_a_folder_of_its_own(tmp_path: Path) -> None:

@@ -111,6 +111,27 @@ def test_it_gives_up_loudly(output: Output) -> None:
     assert not any(psutil.pid_exists(pid) for pid in others)
 
 
+def test_each_death_is_answered_within_three_seconds_until_it_gives_up(output: Output) -> None:
+    """By the delays that a run has."""
+    seen: list[int] = []
+    with Launcher([role("actor", SLEEP), role("other", SLEEP)], output) as launcher:
+
+        def another() -> bool:
+            return output.of("actor") == ["up"] * (len(seen) + 1)
+
+        for _ in range(Patience().deaths - 1):
+            step_until(launcher, another)
+            seen.append(pids(launcher)[0])
+            os.kill(seen[-1], signal.SIGKILL)
+            killed = time.monotonic()
+            step_until(launcher, another)
+            assert time.monotonic() - killed < 3
+        os.kill(pids(launcher)[0], signal.SIGKILL)
+        with pytest.raises(GaveUpError, match="actor died of SIGKILL, its death number 5 within 60 s"):
+            step_until(launcher, lambda: False)
+    assert len(set(seen)) == len(seen)
+
+
 def test_old_deaths_are_forgiven(output: Output) -> None:
     patience = Patience(first_delay_s=0.01, longest_delay_s=0.01, deaths=2, window_s=0.0)
     with Launcher([role("actor", "pass")], output, patience=patience) as launcher:

@@ -186,6 +186,16 @@ def test_a_silent_process_is_shown_as_silent_and_its_last_figures_stay() -> None
     assert progress.score == 300
 
 
+def test_a_learner_that_waits_for_its_table_takes_no_figures_away() -> None:
+    """It reports what it does, and has no metrics yet."""
+    tracker = Tracker("hunt")
+    tracker.take(info({}, {"gradient_steps": 10.0, "gradient_steps_total": 20.0}))
+    tracker.take(info({}, {}))
+    progress = tracker.progress([ProcessState("learner-0", 6, "runs", 1)])
+    assert progress.share_done == 0.5
+    assert progress.processes[0].doing == "trains"
+
+
 def test_a_server_seen_from_outside_shows_who_reports() -> None:
     tracker = Tracker("tcp://server:5555")
     tracker.take(None)

@@ -11,7 +11,9 @@ import torch
 
 from fornix.common.config import RunConfig
 from fornix.common.errors import CheckpointError
+from fornix.display import PlainDisplay
 from fornix.learner.checkpoints import list_checkpoints, load, load_newest
+from fornix.running import train_sequential
 from fornix.sequential import run_sequential
 
 #: Trains in a process of its own, and prints what the server counted: config, folder, whether to resume.
@@ -116,6 +118,14 @@ def test_the_same_seed_makes_the_same_bits_in_fresh_processes(tmp_path):
     behaviour = ("gradient_steps", "policy_version", "loss", "value", "agent_steps", "samples_per_insert")
     ends = [lines(tmp_path / str(at))[-1] for at in range(2)]
     assert [ends[0][name] for name in behaviour] == [ends[1][name] for name in behaviour]
+
+
+def test_the_rows_are_in_memory_only_whatever_the_configuration_says(tmp_path, capsys):
+    config = a_config(learner={"gradient_steps": 2}, replay={"data": str(tmp_path / "rows")})
+    train_sequential(config, lambda: tmp_path / "run", False, PlainDisplay(), threading.Event())
+    assert f"memory only; {tmp_path / 'rows'} is not used" in capsys.readouterr().out
+    assert not (tmp_path / "rows").exists()
+    assert load_newest(tmp_path / "run", "shared").step == 2
 
 
 def test_another_seed_makes_another_run(tmp_path):

@@ -1,0 +1,177 @@
+"""Columns that lie in a memory's file: what was appended is there after any death of the server.
+
+A row is payload and record. The record, which closes the row, is written after its payload; a process
+that dies in between leaves a row that nobody was told of, and that `recovery` drops.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fornix.common.messages import Column, TableMap
+from fornix.replay.durable.file import (
+    LEFT,
+    NO_LANE,
+    RECORD,
+    RowsFile,
+    payload_checks,
+    payload_is_whole,
+    record_checks,
+)
+from fornix.replay.stacking import Numbers
+from fornix.replay.storage import (
+    GONE,
+    HEADER_COLUMNS,
+    Fence,
+    payload_columns,
+    shared_columns,
+)
+
+
+class DurableColumns:
+    """The columns of a ring, in a file; see `fornix.replay.storage.Columns`.
+
+    Args:
+        file: of the memory.
+        base: what is added to the numbers in the file.
+    """
+
+    def __init__(self, file: RowsFile, base: int) -> None:
+        self.file = file
+        self.base = base
+        self.capacity = file.meta.slots
+        self._payload = tuple(payload_columns(file.meta.signature))
+        private = {
+            name: np.zeros(self.capacity, dtype) for name, dtype in HEADER_COLUMNS.items() if name != "back"
+        }
+        self.arrays: Mapping[str, NDArray[Any]] = private | file.arrays
+        self._fence = Fence()
+        self._marks = file.marks
+        self._raised_to = int(self._marks[0])
+        #: Slots whose payload has not been checked since the file was opened, and how many they are.
+        self._unchecked = np.zeros(self.capacity, np.bool_)
+        self.unchecked = 0
+
+    def begin_at(self, tail: int, head: int) -> None:
+        """Go on with the rows [tail, head), whatever the marks say."""
+        self._raised_to = tail
+        self._marks[:] = tail, head
+        self._fence.pass_through()
+
+    def raise_floor(self, number: int) -> None:
+        """Tell all who have the file mapped that rows below `number` may be overwritten from now on."""
+        if number > self._raised_to:
+            self._raised_to = number
+            self._marks[0] = number
+            self._fence.pass_through()  # nobody sees a row overwritten before this
+
+    def raise_head(self, number: int) -> None:
+        """Tell all who have the file mapped that the rows below `number` are there."""
+        self._fence.pass_through()  # nobody sees the head before the rows
+        self._marks[1] = number
+
+    def table_map(self) -> TableMap | None:
+        """Return where processes on this host find the frames; None once closed."""
+        descriptor = self.file.file.descriptor
+        if descriptor < 0:
+            return None
+        places = self.file.places.columns
+        due = shared_columns(self.file.meta.signature, self.capacity)
+        return TableMap(
+            path=f"/proc/{os.getpid()}/fd/{descriptor}",
+            nbytes=self.file.file.nbytes,
+            token=np.frombuffer(self.file.token, np.uint8),
+            columns={
+                name: Column(offset=places[name][0], shape=places[name][1], dtype=places[name][2])
+                for name in due
+            },
+        )
+
+    def close(self) -> None:
+        """Let go of the file. It stays mapped where someone holds an array of it, here or elsewhere."""
+        self.arrays = {}
+        self._marks = np.zeros(2, np.uint64)
+        self._unchecked = np.empty(0, np.bool_)
+        self.file.close()
+
+    def gone(self) -> None:
+        """Tell all who have the file mapped that the memory is no more."""
+        self._marks[0] = GONE
+
+    def record(
+        self,
+        numbers: Numbers,
+        fields: Mapping[str, Any],
+        payload: Mapping[str, NDArray[Any]],
+    ) -> None:
+        """Close rows, whose payload has been written.
+
+        Args:
+            numbers: int64 [K], consecutive.
+            fields: the other fields of RECORD, each a value or [K].
+            payload: [K, ...] of each payload column.
+        """
+        records = np.empty(len(numbers), RECORD)
+        records["number"] = numbers - self.base
+        for name, values in fields.items():
+            records[name] = values
+        records["payload"] = payload_checks([payload[name] for name in self._payload])
+        records["check"] = record_checks(records)
+        self._put(numbers, records)
+
+    def record_left(
+        self, numbers: Numbers, lanes: NDArray[np.integer[Any]], fields: Mapping[str, Any]
+    ) -> None:
+        """Write rows that say which lanes have left; NO_LANE stands for none."""
+        slots = numbers % self.capacity
+        payload = {}
+        for name in self._payload:
+            column = self.arrays[name]
+            column[slots] = 0
+            payload[name] = np.zeros((len(numbers), *column.shape[1:]), column.dtype)
+        for name in HEADER_COLUMNS:
+            self.arrays[name][slots] = 0
+        self.record(
+            numbers,
+            dict(fields)
+            | {
+                "back": 0,
+                "first": 0,
+                "position": 0,
+                "policy_version": 0,
+                "lane": lanes if len(lanes) else NO_LANE,
+                "returned": 0,
+                "step_type": LEFT,
+                "terminated": 0,
+            },
+            payload,
+        )
+
+    def not_checked(self, slots: Numbers) -> None:
+        """Note that the payload in these slots must be checked before it is used."""
+        self._unchecked[slots] = True
+        self.unchecked = int(np.count_nonzero(self._unchecked))
+
+    def damaged(self, slots: NDArray[np.integer[Any]]) -> Numbers:
+        """Check the payload in slots that have not been checked yet; return those that are damaged, once.
+
+        Args:
+            slots: of any shape; those beyond the last stand for the frame of zeros.
+        """
+        if not self.unchecked:
+            return np.empty(0, np.int64)
+        due = np.unique(slots[slots < self.capacity]).astype(np.int64)
+        due = due[self._unchecked[due]]
+        self._unchecked[due] = False
+        self.unchecked -= len(due)
+        return due[~payload_is_whole(self.file, due)]
+
+    def _put(self, numbers: Numbers, records: NDArray[Any]) -> None:
+        slots = numbers % self.capacity
+        self.file.records[slots] = records
+        if self.unchecked:
+            self.unchecked -= int(np.count_nonzero(self._unchecked[slots]))
+            self._unchecked[slots] = False

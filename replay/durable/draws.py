@@ -1,0 +1,172 @@
+"""The file of a table: what has been drawn, and what its rows' priorities are.
+
+    byte 0     magic
+    byte 2048  a cell with what the limiter has counted
+    byte 4096  of a prioritized table: p^alpha, f8 [slots]; then u4 [slots], which ties each to its row
+    then       where each start is drawn a number of times at most: u8 [slots], the low 32 bits of the
+               row's number above the times that it has been drawn
+
+A priority that isn't its row's any more, or was torn, is passed over: the row has the largest then, as a
+new one would.
+"""
+
+import mmap
+import struct
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fornix.common.errors import StorageError
+from fornix.common.specs import SamplerSpec
+from fornix.replay.durable.cells import Cell
+from fornix.replay.durable.disk import Disk, File, array_of
+from fornix.replay.limiter import Counts
+from fornix.replay.stacking import Numbers
+
+_MAGIC = b"fornixd\x01"
+_CELL_AT = 2048
+_CELL_NBYTES = 256
+_COUNTS = struct.Struct("<qqqqqqddq")
+_LOW = np.uint64(2**32 - 1)
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Kept(NamedTuple):
+    """What the file of a table holds."""
+
+    counts: Counts | None
+    """None if that can't be told any more."""
+    maximum: float
+    """The largest priority that was ever applied."""
+    head: int
+    """How far the memory was then."""
+    powers: NDArray[np.float64]
+    """p^alpha of each row, as far as it is `known`."""
+    known: NDArray[np.bool_]
+    times: NDArray[np.int64]
+    """How often each row has been drawn."""
+
+
+class DrawsFile:
+    """The file of one table.
+
+    Args:
+        file: opened.
+        sampler: of the table.
+        slots: of the memory that it draws from.
+        base: of that memory: what is added to the numbers in its file.
+    """
+
+    def __init__(self, file: File, sampler: SamplerSpec, slots: int, base: int) -> None:
+        if file.nbytes != _nbytes(sampler, slots) or bytes(file.buffer[: len(_MAGIC)]) != _MAGIC:
+            raise StorageError("a table's file is not what its memory needs; restore it from a snapshot")
+        self.file = file
+        self._slots = slots
+        self._base = base
+        self._cell = Cell(file.buffer, _CELL_AT, _CELL_NBYTES)
+        prioritized = slots if sampler.kind == "prioritized" else 0
+        limited = slots if sampler.uses is not None else 0
+        marks_at = mmap.PAGESIZE + prioritized * 8
+        times_at = marks_at + prioritized * 4
+        times_at += -times_at % 8
+        self._powers: NDArray[np.float64] = array_of(file, mmap.PAGESIZE, (prioritized,), "<f8")
+        self._marks: NDArray[np.uint32] = array_of(file, marks_at, (prioritized,), "<u4")
+        self._times: NDArray[np.uint64] = array_of(file, times_at, (limited,), "<u8")
+        self._version = 0
+        self._synced_version = -1
+
+    @classmethod
+    def create(cls, disk: Disk, name: str, sampler: SamplerSpec, slots: int, base: int) -> "DrawsFile":
+        """Make the file of a new table, or raise StorageError if there is no room."""
+        file = disk.create(name, _nbytes(sampler, slots))
+        file.buffer[: len(_MAGIC)] = _MAGIC
+        return cls(file, sampler, slots, base)
+
+    def kept(self, rows: Numbers, head: int) -> Kept:
+        """Return what is kept of these rows, int64 [K], of a memory; the times of others are forgotten.
+
+        Args:
+            rows: that there are.
+            head: of the memory.
+        """
+        counts, maximum, then = None, 1.0, head
+        record = self._cell.recover(head - self._base)
+        if record is not None:
+            *whole, surplus, maximum, relative = _COUNTS.unpack(record)
+            counts, then = Counts._make([*whole, surplus]), relative + self._base
+        times = self._times_of(rows)
+        self._times[:] = 0
+        powers, known = self._powers_of(rows)
+        return Kept(counts, maximum, then, powers, known, times)
+
+    def note(self, counts: Counts, maximum: float, head: int) -> None:
+        """Put down what has been counted."""
+        self._cell.write(_COUNTS.pack(*counts, maximum, head - self._base), head - self._base)
+        self._version += 1
+
+    def put_priorities(self, numbers: Numbers, powers: NDArray[np.float64] | np.float64) -> None:
+        """Put down p^alpha of rows, int64 [K]; of a row that is there twice the last counts."""
+        slots = numbers % self._slots
+        self._powers[slots] = powers
+        self._marks[slots] = _mark(numbers - self._base, self._powers[slots])
+        self._version += 1
+
+    def put_times(self, numbers: Numbers, times: NDArray[np.unsignedinteger]) -> None:
+        """Put down how often rows, int64 [K], have been drawn."""
+        low = (numbers - self._base).astype(np.uint64) & _LOW
+        self._times[numbers % self._slots] = (low << np.uint64(32)) | times.astype(np.uint64)
+        self._version += 1
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is anything that the last sync didn't cover."""
+        return self._version != self._synced_version
+
+    def sync_begins(self) -> bool:
+        """Note what a sync that begins now covers; return whether there is anything new."""
+        if not self.dirty:
+            return False
+        self._synced_version = self._version
+        self._cell.sync_begins()
+        return True
+
+    def synced(self) -> None:
+        """The disk has all that was there when the sync began."""
+        self._cell.synced()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._powers = np.empty(0)
+        self._marks = np.empty(0, np.uint32)
+        self._times = np.empty(0, np.uint64)
+        self.file.close()
+
+    def _powers_of(self, numbers: Numbers) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        if not len(self._powers):
+            return np.empty(0), np.empty(0, np.bool_)
+        slots = numbers % self._slots
+        powers = self._powers[slots]
+        known: NDArray[np.bool_] = self._marks[slots] == _mark(numbers - self._base, powers)
+        return powers, known & np.isfinite(powers) & (powers >= 0)
+
+    def _times_of(self, numbers: Numbers) -> NDArray[np.int64]:
+        if not len(self._times):
+            return np.empty(0, np.int64)
+        entries = self._times[numbers % self._slots]
+        mine = (entries >> np.uint64(32)) == ((numbers - self._base).astype(np.uint64) & _LOW)
+        return np.where(mine, entries & _LOW, 0).astype(np.int64)
+
+
+def _mark(numbers: Numbers, powers: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """Return what ties priorities to their rows, uint32 [K]: it differs for another row or priority."""
+    mixed = (
+        np.asarray(powers, np.float64).view(np.uint64) ^ (numbers.astype(np.uint64) << np.uint64(20))
+    ) * _MIX
+    return (mixed >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+
+
+def _nbytes(sampler: SamplerSpec, slots: int) -> int:
+    prioritized = slots * 12 if sampler.kind == "prioritized" else 0
+    limited = slots * 8 if sampler.uses is not None else 0
+    return mmap.PAGESIZE + prioritized + 8 + limited

@@ -1,0 +1,353 @@
+"""The file of a memory: its rows, its writers, and how far the disk has them.
+
+    byte 0     as of a shared memory file (`fornix.replay.storage`): magic, token, floor and head
+    byte 512   a watermark: checksum (u4), count (u8), head (u8); all little-endian
+    byte 1024  another; they are written in turn
+    byte 2048  the state cell, 4 x 256 bytes
+    byte 4096  what the memory is: checksum (u4), length (u4), JSON
+    then       the writers' cells, 1024 x 4 x 256 bytes
+    then       `back`, u4 [slots], for clients that map the file; what counts is in the records
+    then       the records, 64 bytes [slots]
+    then       the payload: frames [slots + 1, *obs], action, reward and extras [slots, ...]
+
+Each begins on a page. A row is its record and its payload. The record has the checksum of the payload
+(CRC-32C over its columns in the order of `payload_columns`), and closes with that of its own first 60
+bytes: so all records can be checked at once when the file is opened, and each payload before it is first
+used. The slot of row r is r mod slots. Numbers in the file count from `base`, a multiple of slots in the
+state cell, and are at least `slots`: so 0 is none.
+"""
+
+import json
+import mmap
+import secrets
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+from google_crc32c import value as crc32c
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+
+from fornix.common.errors import StorageError
+from fornix.common.signature import Signature
+from fornix.common.specs import Frozen
+from fornix.replay.durable.cells import OVERHEAD, Cell
+from fornix.replay.durable.disk import Disk, File, array_of
+from fornix.replay.storage import FLOOR_AT, MAGIC, TOKEN_AT, payload_columns, payload_rows
+
+FORMAT = 1
+
+#: Beside FIRST, MID and LAST: a lane that left, whose episode ends with the row before; it has no payload.
+LEFT = 3
+#: The lane of a request that has no rows and lets no lane leave.
+NO_LANE = 2**32 - 1
+
+RECORD = np.dtype(
+    [
+        ("number", "<u8"),  # from base
+        ("sequence", "<u8"),  # of the request
+        ("back", "<u4"),
+        ("first", "<u4"),
+        ("position", "<u4"),
+        ("policy_version", "<u4"),
+        ("lane", "<u4"),
+        ("opening", "<u4"),  # of the writer: each has its own
+        ("index", "<u4"),  # in the request
+        ("count", "<u4"),  # rows of the request
+        ("returned", "<f4"),  # rewards of the episode so far
+        ("writer", "<u2"),  # its cell
+        ("step_type", "|u1"),
+        ("terminated", "|u1"),
+        ("payload", "<u4"),
+        ("check", "<u4"),
+    ]
+)
+CHECKED = RECORD.itemsize - 4
+
+MAX_WRITERS = 1024
+_CELL_NBYTES = 256
+_WATERMARKS_AT = (512, 1024)
+_STATE_AT = 2048
+_META_AT = 4096
+_WATERMARK = struct.Struct("<IQQ")
+_META = struct.Struct("<II")
+_STATE = struct.Struct("<QQQQIIB36s")
+_WRITER = struct.Struct("<IBIQQB")
+_MAX_META = 1 << 20
+_CHUNK = 4096  # rows
+
+
+class Meta(Frozen):
+    """What a memory is."""
+
+    format: int
+    signature: Signature
+    steps: int = Field(ge=1, lt=2**31)
+    slots: int = Field(ge=2, lt=2**32)
+
+
+class State(NamedTuple):
+    """What changes seldom in a memory."""
+
+    base: int
+    """What is added to the numbers in the file."""
+    first: int
+    """The first row that there ever was, from base."""
+    forgotten: int
+    """Rows below it were forgotten by a reset; from base."""
+    identity: int
+    """Part of the memory's number."""
+    starts: int
+    """How often a server has begun with it."""
+    episodes: int
+    clean: bool
+    """Whether its server has closed it."""
+    boot: str
+    """The running of the machine that it was last used in."""
+
+    def packed(self) -> bytes:
+        """Return it as a record."""
+        return _STATE.pack(*self[:-1], self.boot.encode()[:36])
+
+    @classmethod
+    def of(cls, record: bytes) -> "State":
+        """Return what `packed` made."""
+        *numbers, clean, boot = _STATE.unpack(record)
+        return cls._make([*numbers, bool(clean), boot.rstrip(b"\0").decode()])
+
+
+class WriterRecord(NamedTuple):
+    """A writer, as of some head."""
+
+    opening: int
+    is_open: bool
+    lanes: int
+    incarnation: int
+    sequence: int
+    name: str
+
+    def packed(self) -> bytes:
+        """Return it as a record."""
+        name = self.name.encode()
+        return _WRITER.pack(*self[:-1], len(name)) + name
+
+    @classmethod
+    def of(cls, record: bytes) -> "WriterRecord":
+        """Return what `packed` made."""
+        opening, is_open, lanes, incarnation, sequence, length = _WRITER.unpack(record[: _WRITER.size])
+        name = record[_WRITER.size : _WRITER.size + length].decode()
+        return cls(opening, bool(is_open), lanes, incarnation, sequence, name)
+
+
+class Places(NamedTuple):
+    """Where the parts of a file begin."""
+
+    writers: int
+    columns: dict[str, tuple[int, tuple[int, ...], str]]
+    """Offset, shape and dtype, by name; the records among them, as `records`."""
+    nbytes: int
+
+
+def places_of(meta: Meta) -> Places:
+    """Return where the parts of a memory's file are."""
+    end = _META_AT + _META.size + len(meta.model_dump_json())
+    writers = end = end + -end % mmap.PAGESIZE
+    end += MAX_WRITERS * 4 * _CELL_NBYTES
+    rows = payload_rows(meta.signature, meta.slots)
+    due: dict[str, tuple[tuple[int, ...], str, int]] = {
+        "back": ((meta.slots,), "<u4", 4),
+        "records": ((meta.slots,), "", RECORD.itemsize),
+    }
+    for name, spec in payload_columns(meta.signature).items():
+        due[name] = ((rows[name], *spec.shape), spec.dtype, spec.nbytes)
+    columns: dict[str, tuple[int, tuple[int, ...], str]] = {}
+    for name, (shape, dtype, each) in due.items():
+        columns[name] = (end, shape, dtype)
+        end += shape[0] * each
+        end += -end % mmap.PAGESIZE
+    return Places(writers, columns, end)
+
+
+class RowsFile:
+    """A memory's file, opened; it decides nothing.
+
+    Attributes:
+        meta: what the memory is.
+        places: where things are.
+        records: RECORD [slots].
+        arrays: `back` and the payload columns, by name.
+        marks: floor and head, uint64 [2], absolute.
+        state: the cell of `State`.
+        token: that clients know the file by.
+    """
+
+    def __init__(self, file: File, meta: Meta) -> None:
+        self.file = file
+        self.meta = meta
+        self.places = places_of(meta)
+        arrays = {
+            name: array_of(file, offset, shape, dtype or RECORD)
+            for name, (offset, shape, dtype) in self.places.columns.items()
+        }
+        self.records = arrays.pop("records")
+        self.arrays = arrays
+        self.marks: NDArray[np.uint64] = array_of(file, FLOOR_AT, (2,), np.dtype(np.uint64))
+        self.state = Cell(file.buffer, _STATE_AT, _CELL_NBYTES)
+        self._writers: dict[int, Cell] = {}
+        self.token = bytes(file.buffer[TOKEN_AT])
+        self._count = max((count for count, _ in self._watermarks()), default=0)
+
+    @classmethod
+    def create(cls, disk: Disk, name: str, signature: Signature, steps: int, slots: int) -> "RowsFile":
+        """Make the file of a new memory, which has no state yet.
+
+        Raises:
+            StorageError: if there is no room, or the signature is too large to be kept.
+        """
+        meta = Meta(format=FORMAT, signature=signature, steps=steps, slots=slots)
+        text = meta.model_dump_json().encode()
+        if len(text) > _MAX_META:
+            raise StorageError(
+                f"the signature takes {len(text):,} bytes; the file of a memory keeps {_MAX_META:,} at "
+                f"most; make fewer arrays of it"
+            )
+        file = disk.create(name, places_of(meta).nbytes)
+        file.buffer[: len(MAGIC)] = MAGIC
+        file.buffer[TOKEN_AT] = secrets.token_bytes(16)
+        head = _META.pack(crc32c(text), len(text))
+        file.buffer[_META_AT : _META_AT + len(head) + len(text)] = head + text
+        return cls(file, meta)
+
+    @classmethod
+    def open(cls, disk: Disk, name: str, writable: bool = True) -> "RowsFile":
+        """Open the file of a memory.
+
+        Raises:
+            StorageError: if it is no such file, of another format, or damaged where it says what it is.
+        """
+        file = disk.open(name, writable)
+        meta = _meta(file, name)
+        if places_of(meta).nbytes != file.nbytes:
+            raise StorageError(
+                f"{name} has {file.nbytes:,} bytes, and {places_of(meta).nbytes:,} are due: it was cut or "
+                f"is no memory's file; restore it from a snapshot"
+            )
+        return cls(file, meta)
+
+    def writer(self, at: int) -> Cell:
+        """Return the cell of a writer."""
+        if at not in self._writers:
+            offset = self.places.writers + at * 4 * _CELL_NBYTES
+            self._writers[at] = Cell(self.file.buffer, offset, _CELL_NBYTES)
+        return self._writers[at]
+
+    def used_writers(self) -> list[int]:
+        """Return which writers' cells have ever been written."""
+        shape = (MAX_WRITERS, 4 * _CELL_NBYTES)
+        cells = array_of(self.file, self.places.writers, shape, "|u1")
+        return [int(at) for at in np.flatnonzero(cells.any(axis=1))]
+
+    def cells(self) -> list[Cell]:
+        """Return all cells that have been used since the file was opened."""
+        return [self.state, *self._writers.values()]
+
+    def watermark(self) -> int | None:
+        """Return the newest head that the disk is known to have had, from base; None if none is told."""
+        return max(self._watermarks(), default=(0, None))[1]
+
+    def publish(self, head: int) -> None:
+        """Put down that the disk has all rows below `head`, from base; the older of two places takes it."""
+        self._count += 1
+        record = _WATERMARK.pack(0, self._count, head)
+        whole = struct.pack("<I", crc32c(record[4:])) + record[4:]
+        at = _WATERMARKS_AT[self._count % 2]
+        self.file.buffer[at : at + len(whole)] = whole
+
+    def broken_watermarks(self) -> int:
+        """Return how many of the two are neither empty nor whole."""
+        used = sum(any(self.file.buffer[at : at + _WATERMARK.size]) for at in _WATERMARKS_AT)
+        return used - len(self._watermarks())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.arrays = {}
+        self.records = np.empty(0, RECORD)
+        self.marks = np.zeros(2, np.uint64)
+        self._writers.clear()
+        self.file.close()
+
+    def _watermarks(self) -> list[tuple[int, int]]:
+        found = []
+        for at in _WATERMARKS_AT:
+            record = bytes(self.file.buffer[at : at + _WATERMARK.size])
+            checksum, count, head = _WATERMARK.unpack(record)
+            if count and crc32c(record[4:]) == checksum:
+                found.append((count, head))
+        return found
+
+
+def record_checks(records: NDArray[Any]) -> NDArray[np.uint32]:
+    """Return the checksum that each record should close with, uint32 [K]."""
+    parts = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
+    return checksums([parts[:, :CHECKED]])
+
+
+def payload_checks(rows: list[NDArray[Any]]) -> NDArray[np.uint32]:
+    """Return the checksum of each row's payload, uint32 [K].
+
+    Args:
+        rows: [K, ...] of each payload column, in order.
+    """
+    return checksums([_bytes_of(array) for array in rows if array.dtype.itemsize and array[:1].size])
+
+
+def payload_is_whole(file: RowsFile, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return where the payload in slots, int64 [K], is what its record says."""
+    if not len(slots):
+        return np.zeros(0, np.bool_)
+    whole = np.empty(len(slots), np.bool_)
+    names = tuple(payload_columns(file.meta.signature))
+    for low in range(0, len(slots), _CHUNK):
+        part = slots[low : low + _CHUNK]
+        checks = payload_checks([file.arrays[name][part] for name in names])
+        whole[low : low + _CHUNK] = checks == file.records["payload"][part]
+    return whole
+
+
+def checksums(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint32]:
+    """Return the CRC-32C of each row of parts, uint8 [K, n] each, one after the other."""
+    packed = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    packed = np.ascontiguousarray(packed)
+    count, width = packed.shape
+    rows = packed.view(f"V{width}").ravel().tolist()
+    return np.fromiter(map(crc32c, rows), np.uint32, count)
+
+
+def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
+    count = len(array)
+    return np.ascontiguousarray(array).reshape(count, -1).view(np.uint8).reshape(count, -1)
+
+
+def _meta(file: File, name: str) -> Meta:
+    """Return what a file says that it is, or raise StorageError."""
+    if file.nbytes < _META_AT + _META.size or bytes(file.buffer[: len(MAGIC)]) != MAGIC:
+        raise StorageError(f"{name} is no memory's file of this version; name a folder that fornix keeps")
+    checksum, length = _META.unpack(bytes(file.buffer[_META_AT : _META_AT + _META.size]))
+    begin = _META_AT + _META.size
+    text = bytes(file.buffer[begin : begin + min(length, _MAX_META)])
+    if crc32c(text) != checksum:
+        raise StorageError(f"{name} is damaged where it says what it holds; restore it from a snapshot")
+    try:
+        known = json.loads(text)
+        if known["format"] != FORMAT:
+            raise StorageError(
+                f"{name} has format {known['format']}, and this fornix reads {FORMAT}; open it with the "
+                f"version that wrote it, and export its episodes there"
+            )
+        return Meta.model_validate_json(text)
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(f"{name} can't be read: {reason:.200}; restore it from a snapshot") from None
+
+
+assert OVERHEAD + _WRITER.size + 128 <= _CELL_NBYTES  # noqa: S101 a writer's longest name fits
