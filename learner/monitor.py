@@ -108,10 +108,10 @@ class Monitor:
             ending = False
             while not ending:
                 ending = self._stop.wait(PERIOD_S)
-                mine = self._progress.measure()
+                mine, finished = self._progress.measure(), float(self._progress.finished)
                 try:
                     everyone = of_run(client.info(), self._progress.version)
-                    told = mine | {"policy_lag": everyone["policy_lag"]}
+                    told = mine | {"policy_lag": everyone["policy_lag"], "finished": finished}
                     client.report(self._source, self._progress.doing, told).result()
                     self._metrics.write(mine | self._progress.of_policies() | everyone)
                 except FornixError as error:
@@ -134,6 +134,11 @@ class Progress:
         """What the first unfinished trainer does."""
         unfinished = [trainer for trainer in self._trainers if not trainer.done]
         return (unfinished or self._trainers)[0].doing[:200]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all policies have made all their gradient steps, and saved them."""
+        return all(trainer.finished for trainer in self._trainers)
 
     @property
     def version(self) -> int:

@@ -109,15 +109,11 @@ def _wait_for_others(
 
 
 def _unfinished(client: Client, learners: list[str]) -> list[str]:
-    """Return those that haven't reported that they made all gradient steps."""
+    """Return those that haven't reported that they made all gradient steps, and saved them."""
     try:
         reports = client.info().reports
     except UnreachableError as error:
         _LOG.warning("waits for the replay server: %s", error)
         return learners
     metrics = {name: reports[name]["metrics"] if name in reports else {} for name in learners}
-    return [
-        name
-        for name, told in metrics.items()
-        if told.get("gradient_steps", 0) < told.get("gradient_steps_total", 1)
-    ]
+    return [name for name, told in metrics.items() if not told.get("finished")]

@@ -74,6 +74,7 @@ class PolicyTrainer:
         self.version = 0
         self._began: float | None = None
         self._ended: float | None = None
+        self._saved_steps: int | None = None
         self.waited_s = 0.0
         self.metrics: dict[str, float] = {}
 
@@ -81,6 +82,11 @@ class PolicyTrainer:
     def done(self) -> bool:
         """Whether all gradient steps have been made."""
         return self.learner.gradient_steps >= self._config.learner.gradient_steps
+
+    @property
+    def finished(self) -> bool:
+        """Whether all gradient steps have been made and saved: not even a crash leads back."""
+        return self.done and self._saved_steps == self.learner.gradient_steps
 
     @property
     def seconds(self) -> float:
@@ -120,6 +126,7 @@ class PolicyTrainer:
             )
         self.learner.load_state_dict(checkpoint.state)
         self.version = checkpoint.version
+        self._saved_steps = checkpoint.step
         now = self._clock()
         self._began, self._ended = now - checkpoint.seconds, now if self.done else None
         self._publish()
@@ -147,6 +154,7 @@ class PolicyTrainer:
             self._run_dir,
             Checkpoint(self.policy, self._signature, self.version, self.seconds, self.learner.state_dict()),
         )
+        self._saved_steps = self.learner.gradient_steps
 
     def _after_step(self) -> None:
         steps = self.learner.gradient_steps

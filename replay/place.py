@@ -236,6 +236,13 @@ class Place:
     def _why(self, request: Observe | Sample) -> str:
         if isinstance(request, Sample):
             return self.table.why_no_sample(request)
+        memory = self.table.memory
+        if memory.log is not None and not memory.has_room(request):
+            waiting = memory.ring.head - memory.log.durable
+            return (
+                f"the disk has not taken the last {waiting} steps yet, and more "
+                f"would overwrite what a power cut must leave; a faster disk or a larger table opens it"
+            )
         closed = next((place for place in self.group if not place.lets_insert()), self)
         why = closed.table.limiter.why_no_insert()
         return why if closed is self else f"table {closed.name!r}, which draws from the same rows: {why}"

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
-from fornix.common.errors import FornixError, UnreachableError
+from fornix.common.errors import EvictedError, FornixError, InvalidRequestError, UnreachableError
 from fornix.common.messages import FIRST, LAST, MID, Observe, Refused, Stacks
 from fornix.common.signature import ArraySpec, Signature
 from fornix.common.specs import LimiterSpec, SamplerSpec, Sequence, TableSpec, Transition
@@ -60,7 +60,9 @@ class FaultyTransport:
         return self._replies.pop(number, None)
 
     def wait(self, number):
-        for _ in range(_TRIES):
+        for at in range(_TRIES):
+            if at > 20:
+                self._world.host.flusher.lets = True
             reply = self.poll(number)
             if reply is not None:
                 self._requests.pop(number, None)
@@ -110,6 +112,8 @@ class Incarnation:
     position: dict = field(default_factory=dict)
     """(episode, step) of each lane whose episode is open."""
     episodes: Counter = field(default_factory=Counter)
+    asleep: set = field(default_factory=set)
+    """Lanes whose open episode was overwritten as a server started."""
     found: int | None = None
     """Requests that a server was found to have, when the actor was dead already."""
 
@@ -173,10 +177,23 @@ class World:
         steps = steps_of(actor, rows)
         actor.requests.append(Request(rows, left))
         pending = actor.writer.observe(steps, leave=left or None, stacks=False)
-        answer = pending.result()
+        try:
+            answer = pending.result()
+        except EvictedError:  # a lane has slept too long for so small a ring
+            self._give_up(at)
+            return
+        except InvalidRequestError:
+            assert actor.asleep, "refused a step of a lane that is open"
+            self._give_up(at)
+            return
         actor.acknowledged = len(actor.requests)
         actor.durable = max(actor.durable, answer.durable)
         self.counts["rows"] += len(rows)
+
+    def _give_up(self, at):
+        """The actor's last request was refused: it begins anew."""
+        self.actors[at].requests.pop()
+        self.restart_actor(at)
 
     def repeat(self, at):
         """An actor's last request comes once more, after it was answered: the answer is the same."""
@@ -188,7 +205,8 @@ class World:
         steps = steps_of(actor, rows)
         request = Observe(
             table=TABLE, writer=str(actor.name), incarnation=actor.number, sequence=number,
-            leave=None, stacks=False, **{**steps.__dict__},
+            leave=np.array(actor.requests[-1].left, np.int32) if actor.requests[-1].left else None,
+            stacks=False, **steps.__dict__,
         )  # fmt: skip
         replies = [reply for _, reply in self.host.service.submit("again", request)]
         assert isinstance(replies[0], (Stacks, Refused)), replies
@@ -271,7 +289,9 @@ class World:
             writer, incarnation, lane, episode, step, check = (int(v) for v in frame)
             assert check == checksum(frame), f"row {number} is torn: {frame}"
             assert lane == record["lane"]
-            seen.setdefault((writer, incarnation), []).append((lane, episode, step, int(record["step_type"])))
+            seen.setdefault((writer, incarnation), []).append(
+                (lane, episode, step, int(record["step_type"]))
+            )
         known = {(actor.name, actor.number): actor for actor in (*self.dead, *self.actors)}
         for key, rows in seen.items():
             if key in known:
@@ -281,6 +301,7 @@ class World:
             there = writer.sequence if writer is not None and writer.incarnation == actor.number else 0
             promised = actor.durable if lossy else actor.acknowledged
             assert promised <= there <= len(actor.requests), (promised, there, len(actor.requests))
+            actor.acknowledged = there  # what is lost was not promised; the writer sends it again
             if there:
                 self._check_lanes(actor, writer, there)
 
@@ -306,13 +327,18 @@ class World:
                 if kind == LAST:
                     del is_open[lane]
         ring = self.table.memory.ring
+        frames = ring.read("frame", np.arange(ring.tail, ring.head))
+        mine = frames[(frames[:, 0] == actor.name) & (frames[:, 1] == actor.number)]
         for lane in range(self.lanes):
             newest = int(writer.newest[lane])
-            if lane in is_open and newest >= ring.tail:
+            if lane not in is_open:
+                assert newest < 0, f"lane {lane} of {actor.name} is open, and left or ended"
+            elif newest >= ring.tail:
                 frame = ring.read("frame", np.array([newest]))[0]
                 assert (int(frame[3]), int(frame[4])) == is_open[lane]
-            elif lane not in is_open:
-                assert newest < 0, f"lane {lane} of {actor.name} is open, and left or ended"
+            else:  # it slept for a whole ring: its episode can't go on
+                assert not (mine[:, 2] == lane).any(), f"lane {lane} of {actor.name} is not open"
+                actor.asleep.add(lane)
 
     def _incarnation(self, name):
         self.incarnations += 1
@@ -380,7 +406,7 @@ def check_transitions(batch, n_step):
         check_stack(stack)
         check_stack(after)
         assert (stack[-1][:4] == after[-1][:4]).all(), (stack, after)
-        steps = int(batch.steps[at])
+        steps = int(batch.batch.steps[at])
         assert 1 <= steps <= n_step
         assert after[-1][4] == stack[-1][4] + steps
         assert batch.action[at] == stack[-1][4] + 1
@@ -390,5 +416,5 @@ def check_transitions(batch, n_step):
 def check_sequences(batch):
     """Every sequence is of one episode."""
     for at in range(len(batch.key)):
-        for step in range(int(batch.steps[at])):
+        for step in range(int(batch.batch.steps[at])):
             check_stack(batch.stack[at, step])

@@ -105,6 +105,14 @@ class SimulatedDisk:
         self.files = {name: file.after_power_cut() for name, file in self.files.items()}
         self.boot = f"boot-{int(self.boot.split('-')[1]) + 1}"
 
+    def copy(self):
+        """Return another disk that holds the same."""
+        made = SimulatedDisk()
+        made.boot = self.boot
+        made.small = dict(self.small)
+        made.files = {name: file.after_death() for name, file in self.files.items()}
+        return made
+
     def let_process_die(self):
         """The server's process dies; what it wrote is the kernel's."""
         self.files = {name: file.after_death() for name, file in self.files.items()}

@@ -184,6 +184,22 @@ class FolderDisk:
         """Return the names of all files but the lock."""
         return sorted(path.name for path in self.folder.iterdir() if path.name != _LOCK)
 
+    def share(self) -> bool:
+        """Keep servers away while the folder is only read; return False where one has it."""
+        try:
+            lock = os.open(self.folder / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise _unusable(self.folder / _LOCK, error) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
+
     def close(self) -> None:
         """Let others have the folder."""
         if self._lock >= 0:

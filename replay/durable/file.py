@@ -65,7 +65,8 @@ RECORD = np.dtype(
 CHECKED = RECORD.itemsize - 4
 
 MAX_WRITERS = 1024
-_CELL_NBYTES = 256
+#: Of each copy in a cell.
+CELL_NBYTES = 256
 _WATERMARKS_AT = (512, 1024)
 _STATE_AT = 2048
 _META_AT = 4096
@@ -152,7 +153,7 @@ def places_of(meta: Meta) -> Places:
     """Return where the parts of a memory's file are."""
     end = _META_AT + _META.size + len(meta.model_dump_json())
     writers = end = end + -end % mmap.PAGESIZE
-    end += MAX_WRITERS * 4 * _CELL_NBYTES
+    end += MAX_WRITERS * 4 * CELL_NBYTES
     rows = payload_rows(meta.signature, meta.slots)
     due: dict[str, tuple[tuple[int, ...], str, int]] = {
         "back": ((meta.slots,), "<u4", 4),
@@ -192,7 +193,7 @@ class RowsFile:
         self.records = arrays.pop("records")
         self.arrays = arrays
         self.marks: NDArray[np.uint64] = array_of(file, FLOOR_AT, (2,), np.dtype(np.uint64))
-        self.state = Cell(file.buffer, _STATE_AT, _CELL_NBYTES)
+        self.state = Cell(file.buffer, _STATE_AT, CELL_NBYTES)
         self._writers: dict[int, Cell] = {}
         self.token = bytes(file.buffer[TOKEN_AT])
         self._count = max((count for count, _ in self._watermarks()), default=0)
@@ -237,15 +238,24 @@ class RowsFile:
     def writer(self, at: int) -> Cell:
         """Return the cell of a writer."""
         if at not in self._writers:
-            offset = self.places.writers + at * 4 * _CELL_NBYTES
-            self._writers[at] = Cell(self.file.buffer, offset, _CELL_NBYTES)
+            offset = self.places.writers + at * 4 * CELL_NBYTES
+            self._writers[at] = Cell(self.file.buffer, offset, CELL_NBYTES)
         return self._writers[at]
 
     def used_writers(self) -> list[int]:
         """Return which writers' cells have ever been written."""
-        shape = (MAX_WRITERS, 4 * _CELL_NBYTES)
+        shape = (MAX_WRITERS, 4 * CELL_NBYTES)
         cells = array_of(self.file, self.places.writers, shape, "|u1")
         return [int(at) for at in np.flatnonzero(cells.any(axis=1))]
+
+    def cells_image(self) -> bytes:
+        """Return the bytes of the cells: the state's, then the writers'."""
+        writers = self.places.writers
+        state, end = (
+            self.file.buffer[_STATE_AT : _STATE_AT + 4 * CELL_NBYTES],
+            4 * CELL_NBYTES * MAX_WRITERS,
+        )
+        return bytes(state) + bytes(self.file.buffer[writers : writers + end])
 
     def cells(self) -> list[Cell]:
         """Return all cells that have been used since the file was opened."""
@@ -350,4 +360,4 @@ def _meta(file: File, name: str) -> Meta:
         raise StorageError(f"{name} can't be read: {reason:.200}; restore it from a snapshot") from None
 
 
-assert OVERHEAD + _WRITER.size + 128 <= _CELL_NBYTES  # noqa: S101 a writer's longest name fits
+assert OVERHEAD + _WRITER.size + 128 <= CELL_NBYTES  # noqa: S101 a writer's longest name fits

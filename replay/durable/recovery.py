@@ -221,17 +221,12 @@ def _head(scan: Scan, writers: dict[int, list[Copy]], watermark: int) -> int:
 
 
 def _writer_known(scan: Scan, writers: dict[int, list[Copy]], rows: Numbers) -> NDArray[np.bool_]:
-    """Return whether the opening of each row's writer is told by a cell as of then, with its lane."""
+    """Return whether a cell tells of the opening that each row's writer had."""
     known = np.zeros(len(rows), np.bool_)
-    writer, opening, lane = (scan.field(name, rows) for name in ("writer", "opening", "lane"))
+    writer, opening = scan.field("writer", rows), scan.field("opening", rows)
     for at, copies in writers.items():
-        mine = writer == at
-        if not mine.any():
-            continue
-        for copy in copies:
-            record = WriterRecord.of(copy.record)
-            fits = (lane < record.lanes) | (lane == NO_LANE)
-            known |= mine & (opening == record.opening) & (copy.head <= rows) & fits
+        openings = [WriterRecord.of(copy.record).opening for copy in copies]
+        known |= (writer == at) & np.isin(opening, openings)
     return known
 
 
@@ -255,27 +250,49 @@ def _tail(file: RowsFile, state: State, head: int, lossy: bool) -> int:
 def _found_writers(
     scan: Scan, writers: dict[int, list[Copy]], rows: Numbers, head: int
 ) -> list[FoundWriter]:
-    chosen: dict[int, WriterRecord] = {}
-    for at, copies in writers.items():
-        copy = next((copy for copy in copies if copy.head <= head), None)
-        if copy is not None and (record := WriterRecord.of(copy.record)).is_open:
-            chosen[at] = record
+    """Return the writers that are open after rows, int64 [K], of which there are `head`."""
+    last_opening = np.zeros(MAX_WRITERS, np.int64)
+    np.maximum.at(last_opening, scan.field("writer", rows), scan.field("opening", rows))
+    chosen = {
+        at: record
+        for at, copies in writers.items()
+        if (record := _record_of(copies, int(last_opening[at]), head)) is not None and record.is_open
+    }
     opening = np.zeros(MAX_WRITERS, np.int64)
     for at, record in chosen.items():
         opening[at] = record.opening
-    writer = scan.field("writer", rows)
-    mine = rows[scan.field("opening", rows) == opening[writer]]
+    mine = rows[scan.field("opening", rows) == opening[scan.field("writer", rows)]]
+    chosen = _with_lanes(scan, chosen, mine)
     newest = _newest_of_lanes(scan, chosen, mine)
-    sequence = scan.field("sequence", mine)
-    ours = scan.field("writer", mine)
+    sequence, writer = scan.field("sequence", mine), scan.field("writer", mine)
     found = []
     for at, record in chosen.items():
-        own = ours == at
+        own = writer == at
         answers = _answers(scan, mine[own], sequence[own])
         last = max(record.sequence, int(sequence[own].max(initial=0)))
         returned = scan.field("returned", newest[at]).astype(np.float64)
         found.append(FoundWriter(at, record._replace(sequence=last), newest[at], returned, answers))
     return found
+
+
+def _record_of(copies: list[Copy], opening: int, head: int) -> WriterRecord | None:
+    """Return what a cell says of its writer at `head`, when its last rows were of an opening."""
+    records = [(copy.head, WriterRecord.of(copy.record)) for copy in copies]
+    known = next((record for then, record in records if then <= head), None)
+    if known is not None and known.opening >= opening:
+        return known
+    # it was opened after the last sync, and the copy that says so is of a time that is lost: what came of
+    # it since then stands in its rows, all of which are there
+    later = next((record for _, record in records if record.opening == opening), known)
+    return None if later is None else later._replace(is_open=True, sequence=0)
+
+
+def _with_lanes(scan: Scan, chosen: dict[int, WriterRecord], rows: Numbers) -> dict[int, WriterRecord]:
+    """Return writers with all lanes that their rows, int64 [K], have."""
+    writer, lane = scan.field("writer", rows), scan.field("lane", rows)
+    lanes = np.zeros(MAX_WRITERS, np.int64)
+    np.maximum.at(lanes, writer[lane != NO_LANE], lane[lane != NO_LANE] + 1)
+    return {at: record._replace(lanes=max(record.lanes, int(lanes[at]))) for at, record in chosen.items()}
 
 
 def _newest_of_lanes(scan: Scan, chosen: dict[int, WriterRecord], rows: Numbers) -> dict[int, Numbers]:

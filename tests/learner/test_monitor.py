@@ -24,7 +24,8 @@ SPEC = TableSpec(signature=SIGNATURE, capacity_steps=1000, limiter=LimiterSpec(m
 
 
 def a_trainer(policy="shared", steps=0, **fields):
-    fields = {"waited_s": 0.0, "seconds": 1.0, "version": 1, "done": False, "doing": "trains"} | fields
+    fields = {"waited_s": 0.0, "seconds": 1.0, "version": 1, "doing": "trains"} | fields
+    fields = {"done": False, "finished": False} | fields
     return SimpleNamespace(
         policy=policy, learner=SimpleNamespace(gradient_steps=steps), **({"metrics": {}} | fields)
     )

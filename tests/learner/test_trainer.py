@@ -366,6 +366,19 @@ def test_actions_that_are_not_discrete_are_refused(action, tmp_path):
         a_trainer(tmp_path, signature=SIGNATURE.model_copy(update={"action": action}))
 
 
+def test_it_is_finished_when_its_last_step_is_saved(tmp_path):
+    """Other learners end then: one that could be thrown back would train without them."""
+    trainer = run(a_trainer(tmp_path))
+    assert trainer.done
+    assert not trainer.finished
+    trainer.save()
+    assert trainer.finished
+    again = a_trainer(tmp_path)
+    assert not again.finished
+    again.begin(resume=True)
+    assert again.finished
+
+
 def test_more_gradient_steps_may_be_asked_of_a_finished_training(tmp_path):
     run(a_trainer(tmp_path)).save()
     longer = a_trainer(tmp_path, Batches(first=12), with_learner(gradient_steps=15))
