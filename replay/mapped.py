@@ -232,15 +232,22 @@ def _mapped(table_map: TableMap, signature: Signature) -> mmap.mmap:
 
 
 def _check_size(descriptor: int, nbytes: int) -> None:
-    """Raise UnmappableError unless a file has this size, and keeps at least that for ever."""
+    """Raise UnmappableError unless a file has this size, and nobody else can make it smaller.
+
+    One that shrinks under its mapping ends the process that reads there, with SIGBUS. A file in memory is
+    sealed against that. One on a disk can't be, and must be this user's own, who could end the process
+    in other ways too.
+    """
+    status = os.fstat(descriptor)
     try:
-        seals = fcntl.fcntl(descriptor, GET_SEALS)
+        sealed = bool(fcntl.fcntl(descriptor, GET_SEALS) & SEAL_SHRINK)
     except OSError:  # only files in memory have seals
-        seals = 0
-    if not seals & SEAL_SHRINK:
-        # a file that shrinks under its mapping ends the process that reads there, with SIGBUS
-        raise UnmappableError("the file is not sealed against shrinking, so no memory of a replay server")
-    size = os.fstat(descriptor).st_size
+        sealed = status.st_uid == os.geteuid()
+    if not sealed:
+        raise UnmappableError(
+            "the file is not sealed against shrinking, nor this user's own, so no memory of a replay server"
+        )
+    size = status.st_size
     if size != nbytes or size < HEADER_NBYTES:
         raise UnmappableError(
             f"the file has {size} bytes; the server says {nbytes}, and the header takes {HEADER_NBYTES}"

@@ -100,6 +100,11 @@ class DrawsFile:
         powers, known = self._powers_of(rows)
         return Kept(counts, maximum, then, powers, known, times)
 
+    @property
+    def broken(self) -> int:
+        """How many copies of the counts are neither empty nor whole."""
+        return self._cell.broken
+
     def note(self, counts: Counts, maximum: float, head: int) -> None:
         """Put down what has been counted."""
         self._cell.write(_COUNTS.pack(*counts, maximum, head - self._base), head - self._base)

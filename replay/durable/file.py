@@ -78,6 +78,10 @@ _MAX_META = 1 << 20
 _CHUNK = 4096  # rows
 
 
+class OtherFormatError(StorageError):
+    """What another version of fornix has written."""
+
+
 class Meta(Frozen):
     """What a memory is."""
 
@@ -350,7 +354,7 @@ def _meta(file: File, name: str) -> Meta:
     try:
         known = json.loads(text)
         if known["format"] != FORMAT:
-            raise StorageError(
+            raise OtherFormatError(
                 f"{name} has format {known['format']}, and this fornix reads {FORMAT}; open it with the "
                 f"version that wrote it, and export its episodes there"
             )

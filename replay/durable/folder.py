@@ -19,7 +19,7 @@ from fornix.common.specs import Frozen, TableSpec
 from fornix.replay.durable.columns import DurableColumns
 from fornix.replay.durable.disk import Disk, File
 from fornix.replay.durable.draws import DrawsFile
-from fornix.replay.durable.file import FORMAT, RowsFile, State
+from fornix.replay.durable.file import FORMAT, OtherFormatError, RowsFile, State
 from fornix.replay.durable.flusher import Flusher
 from fornix.replay.durable.log import MemoryLog, guard_of
 from fornix.replay.durable.recovery import Found, find, restore
@@ -67,7 +67,7 @@ def read_contents(disk: Disk) -> Contents:
             raise ValueError("its checksum is wrong")
         known = json.loads(text)
         if known["format"] != FORMAT:
-            raise StorageError(
+            raise OtherFormatError(
                 f"{TABLES} has format {known['format']}, and this fornix reads {FORMAT}; open the folder "
                 f"with the version that wrote it, and export its episodes there"
             )
@@ -108,7 +108,7 @@ class Folder:
         self._contents = read_contents(disk)
         self._memories: dict[str, tuple[Memory, MemoryLog]] = {}
         self._draws: dict[str, DrawsFile] = {}
-        self._due = clock() + period_s
+        self._due = self._look = clock() + period_s
         self._busy: list[str] | None = None  # tables in the sync that is under way
         self._remove_strangers()
 
@@ -139,6 +139,7 @@ class Folder:
         state = State(base, slots, slots, secrets.randbelow(_IDENTITIES), 0, 0, False, self.disk.boot)
         log = MemoryLog(columns, state, 1, first)
         log.put_state(first)
+        file.publish(slots)
         memory = Memory(spec.signature, columns, first, log)
         self._memories[name] = memory, log
         return memory
@@ -181,7 +182,7 @@ class Folder:
         entry = self._contents.tables[name]
         file = RowsFile.open(self.disk, entry.rows)
         found, scan = find(file, self.disk.boot)
-        state = _begun(found.state, file.meta.slots, found.lossy, self.disk.boot)
+        state = _begun(found, file.meta.slots, self.disk.boot)
         columns = DurableColumns(file, state.base)
         restore(columns, found, scan)
         columns.begin_at(found.tail + state.base, found.head + state.base)
@@ -216,6 +217,7 @@ class Folder:
             StorageError: if the disk did not take it.
         """
         if self._busy is not None:
+            self._look = self._clock() + _LOOK_S
             return self._flusher.done() and self._finish()
         wanted = any(log.wants_sync(memory.ring.head) for memory, log in self._memories.values())
         if wanted or self._clock() >= self._due:
@@ -225,7 +227,7 @@ class Folder:
     def patience_s(self) -> float | None:
         """Return in how many seconds `tick` has something to do; None while there is nothing."""
         if self._busy is not None:
-            return _LOOK_S
+            return max(0.0, self._look - self._clock())
         return max(0.0, self._due - self._clock()) if self._dirty() else None
 
     def close(self) -> None:
@@ -263,6 +265,7 @@ class Folder:
         self._due = self._clock() + self._period_s
         if files:
             self._busy = busy
+            self._look = self._clock() + _LOOK_S
             self._flusher.begin(files)
 
     def _finish(self) -> bool:
@@ -311,16 +314,19 @@ class Folder:
                 self.disk.remove(name)
 
 
-def _begun(state: State, slots: int, lossy: bool, boot: str) -> State:
+def _begun(found: Found, slots: int, boot: str) -> State:
     """Return the state of a memory that a server begins with.
 
     Where rows that were acknowledged may be lost, numbers go on far above: whoever holds the key of one
-    finds nothing under it, instead of another row.
+    finds nothing under it, instead of another row. And what lies below the tail is not to be looked at
+    any more: the rows that are lost have overwritten some of it.
     """
-    begun = state._replace(starts=state.starts + 1, clean=False, boot=boot)
-    if not lossy:
+    begun = found.state._replace(starts=found.state.starts + 1, clean=False, boot=boot)
+    if not found.lossy:
         return begun
-    return begun._replace(base=state.base + 2 * slots, identity=secrets.randbelow(_IDENTITIES))
+    return begun._replace(
+        base=begun.base + 2 * slots, forgotten=found.tail, identity=secrets.randbelow(_IDENTITIES)
+    )
 
 
 def _tell(name: str, found: Found) -> None:

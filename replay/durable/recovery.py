@@ -128,7 +128,7 @@ def find(file: RowsFile, boot: str) -> tuple[Found, Scan]:
     scan = Scan(file, state)
     writers = _writers(file)
     watermark = file.watermark()
-    if watermark is None:
+    if watermark is None:  # both are damaged
         known = scan.numbers[scan.whole]
         watermark = int(known.min()) if len(known) else state.first
     head = _head(scan, writers, watermark)
