@@ -103,6 +103,20 @@ class StorageError(FornixError):
     code = "STORAGE"
 
 
+class DiskError(FornixError):
+    """The disk didn't take what was written; the server that wrote it ends, since it can't promise more."""
+
+    code = "DISK"
+
+    @classmethod
+    def of(cls, error: OSError) -> "DiskError":
+        """Return the error that stands for one of the system's."""
+        return cls(
+            f"the disk did not take what was written: {error.strerror or error}; nothing more can be "
+            f"promised, so the server ends: look at the disk, then start the server again"
+        )
+
+
 class EpisodeFileError(FornixError):
     """A file of episodes that can't be written or read: there already, damaged, or of something else."""
 

@@ -190,8 +190,8 @@ class Stacks(Reply):
     memory: Count = 0
     """The number of the mapped memory that the client finds these stacks in; 0 where it need not."""
     durable: Count | None = None
-    """Of an `observe`: all requests of the writer up to this number are on the server's disk, and a power cut
-    takes none of them; None for a server that keeps its memory in RAM."""
+    """Of an `observe`: all requests of the writer up to this number are on the server's disk, so that a power
+    cut takes none of them; None for a server that keeps its memory in RAM."""
     held_s: float = 0.0
     """How long the limiter held the request back."""
 

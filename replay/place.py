@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from fornix.common.errors import FornixError, InvalidRequestError, WaitTimeoutError
+from fornix.common.errors import DiskError, FornixError, InvalidRequestError, WaitTimeoutError
 from fornix.common.messages import Batch, Observe, OpenWriter, Refused, Reply, Sample, Stacks
 from fornix.common.specs import Unit
 from fornix.replay.info import Watch
@@ -208,6 +208,8 @@ class Place:
         """Carry out what was parked; None if it must go on waiting."""
         try:
             done = action(parked.request)
+        except DiskError:
+            raise
         except Exception as error:  # whatever it is, the others must not suffer
             return self._refuse(error)
         held_s = self._clock() - parked.since

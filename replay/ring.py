@@ -96,7 +96,7 @@ class Ring:
         back = np.minimum(numbers - predecessors, ENDS)
         for slots, part in self._spans(count):
             for name, values in rows.items():
-                self._arrays[name][slots] = values[part]
+                self.columns.write(name, slots, values[part])
             self._back[slots] = back[part]
             self._forward[slots] = 0
         self.head += count

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import singledispatchmethod
 
 from fornix.common.errors import (
+    DiskError,
     EvictedError,
     FornixError,
     InvalidRequestError,
@@ -113,6 +114,8 @@ class ReplayService:
         place = self._catalog.get(getattr(request, "table", None))
         try:
             reply = self._handle(request, ticket)
+        except DiskError:
+            raise  # nothing more can be promised
         except Exception as error:  # a fault of ours must not end the server
             reply = self.refuse(error)
         if place is not None:
@@ -287,7 +290,7 @@ class ReplayService:
         """See to the files; answer those who waited for the disk.
 
         Raises:
-            StorageError: if the disk doesn't take what was written: the server must end.
+            DiskError: if the disk doesn't take what was written: the server must end.
         """
         if self._folder is not None and self._folder.tick():
             for place in list(self._catalog):

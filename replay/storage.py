@@ -66,6 +66,9 @@ class Columns(Protocol):
     capacity: int
     arrays: Mapping[str, NDArray[Any]]
 
+    def write(self, name: str, slots: slice, values: NDArray[Any]) -> None:
+        """Write values, [K, ...], of a column to slots that follow each other."""
+
     def raise_floor(self, number: int) -> None:
         """Take note that rows below `number` may be overwritten from now on.
 
@@ -131,6 +134,10 @@ class AnonymousColumns:
         }
         self.arrays: Mapping[str, NDArray[Any]] = frames | _private_columns(signature, capacity)
 
+    def write(self, name: str, slots: slice, values: NDArray[Any]) -> None:
+        """Write values, [K, ...], of a column to slots that follow each other."""
+        self.arrays[name][slots] = values
+
     def raise_floor(self, number: int) -> None:
         """Do nothing: nobody else reads these rows."""
 
@@ -175,6 +182,10 @@ class SharedColumns:
             for name, column in self._layout.items()
         }
         self.arrays: Mapping[str, NDArray[Any]] = _private_columns(signature, capacity) | shared
+
+    def write(self, name: str, slots: slice, values: NDArray[Any]) -> None:
+        """Write values, [K, ...], of a column to slots that follow each other."""
+        self.arrays[name][slots] = values
 
     def raise_floor(self, number: int) -> None:
         """Tell all who have the file mapped that rows below `number` may be overwritten from now on."""

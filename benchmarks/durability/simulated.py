@@ -7,7 +7,7 @@ any of them at any time; when the power goes, it keeps what it has.
 
 import numpy as np
 
-from fornix.common.errors import StorageError
+from fornix.common.errors import DiskError, StorageError
 from fornix.replay.durable.folder import Folder
 from fornix.replay.service import ReplayService
 
@@ -26,6 +26,9 @@ class SimulatedFile:
         self.written = np.frombuffer(self._memory, np.uint8).reshape(-1, SECTOR)
         self.kept = self.written.copy()
         self._disk = disk
+
+    def write(self, offset, data):
+        self.buffer[offset : offset + data.nbytes] = data.tobytes()
 
     def sync(self):
         if self._disk.fails:
@@ -141,7 +144,7 @@ class StepFlusher:
 
     def done(self):
         if self._error is not None:
-            raise StorageError(f"the disk did not take what was written: {self._error}")
+            raise DiskError.of(self._error)
         if self._files and self.lets:
             self.step(len(self._files))
         return not self._files

@@ -17,9 +17,9 @@ from fornix.replay.durable.file import (
     NO_LANE,
     RECORD,
     RowsFile,
-    payload_checks,
-    payload_is_whole,
     record_checks,
+    row_checks,
+    rows_are_whole,
 )
 from fornix.replay.stacking import Numbers
 from fornix.replay.storage import (
@@ -29,6 +29,10 @@ from fornix.replay.storage import (
     payload_columns,
     shared_columns,
 )
+
+#: From so many bytes on, to ask the kernel to write costs less than to store them: pages that a sync has
+#: made clean take a page fault each to be stored to, three times the time that a page's write takes.
+_MANY_BYTES = 4096
 
 
 class DurableColumns:
@@ -101,6 +105,16 @@ class DurableColumns:
         """Tell all who have the file mapped that the memory is no more."""
         self._marks[0] = GONE
 
+    def write(self, name: str, slots: slice, values: NDArray[Any]) -> None:
+        """Write values, [K, ...], of a column to slots that follow each other."""
+        place = self.file.places.columns.get(name)
+        if place is None or values.nbytes < _MANY_BYTES:
+            self.arrays[name][slots] = values
+            return
+        offset, _, _ = place
+        data = np.ascontiguousarray(values, self.arrays[name].dtype)
+        self.file.file.write(offset + slots.start * (data.nbytes // len(data)), data)
+
     def record(
         self,
         numbers: Numbers,
@@ -118,7 +132,7 @@ class DurableColumns:
         records["number"] = numbers - self.base
         for name, values in fields.items():
             records[name] = values
-        records["payload"] = payload_checks([payload[name] for name in self._payload])
+        records["crc"] = row_checks(records, [payload[name] for name in self._payload])
         records["check"] = record_checks(records)
         self._put(numbers, records)
 
@@ -167,11 +181,21 @@ class DurableColumns:
         due = due[self._unchecked[due]]
         self._unchecked[due] = False
         self.unchecked -= len(due)
-        return due[~payload_is_whole(self.file, due)]
+        return due[~rows_are_whole(self.file, due)]
 
     def _put(self, numbers: Numbers, records: NDArray[Any]) -> None:
         slots = numbers % self.capacity
-        self.file.records[slots] = records
+        first = len(records) if slots[-1] >= slots[0] else self.capacity - int(slots[0])
+        self._put_run(int(slots[0]), records[:first])
+        if first < len(records):
+            self._put_run(0, records[first:])
         if self.unchecked:
             self.unchecked -= int(np.count_nonzero(self._unchecked[slots]))
             self._unchecked[slots] = False
+
+    def _put_run(self, slot: int, records: NDArray[Any]) -> None:
+        if records.nbytes < _MANY_BYTES:
+            self.file.records[slot : slot + len(records)] = records
+        else:
+            offset = self.file.places.columns["records"][0]
+            self.file.file.write(offset + slot * RECORD.itemsize, records)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fornix.common.errors import StorageError
+from fornix.common.errors import DiskError, StorageError
 
 _LOCK = "lock"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -31,6 +31,9 @@ class File(Protocol):
     """Its bytes, by the buffer protocol; writable if it was opened for that."""
     descriptor: int
     """Of the open file; -1 if it has none."""
+
+    def write(self, offset: int, data: NDArray[Any]) -> None:
+        """Write an array's bytes, as to store them in `buffer` would; raise DiskError if that fails."""
 
     def sync(self) -> None:
         """Return once all that was written before is on the disk, or raise OSError. For any thread."""
@@ -75,6 +78,16 @@ class MappedFile:
         self.nbytes = os.fstat(descriptor).st_size
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         self.buffer: Any = mmap.mmap(descriptor, self.nbytes, access=access)
+
+    def write(self, offset: int, data: NDArray[Any]) -> None:
+        """Write an array's bytes."""
+        left = data.reshape(-1).view(np.uint8).data
+        try:
+            while left:
+                done = os.pwrite(self.descriptor, left, offset)
+                left, offset = left[done:], offset + done
+        except OSError as error:
+            raise DiskError.of(error) from None
 
     def sync(self) -> None:
         """Wait until the disk has all that was written before."""

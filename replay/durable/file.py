@@ -10,17 +10,18 @@
     then       the records, 64 bytes [slots]
     then       the payload: frames [slots + 1, *obs], action, reward and extras [slots, ...]
 
-Each begins on a page. A row is its record and its payload. The record has the checksum of the payload
-(CRC-32C over its columns in the order of `payload_columns`), and closes with that of its own first 60
-bytes: so all records can be checked at once when the file is opened, and each payload before it is first
-used. The slot of row r is r mod slots. Numbers in the file count from `base`, a multiple of slots in the
-state cell, and are at least `slots`: so 0 is none.
+Each begins on a page. A row is its record and its payload, closed by `crc`, the CRC-32C over the fields of
+the record and then the payload columns in the order of `payload_columns`. That is checked before a row
+is first used. All records are checked when the file is opened, without their payload, by `check`, a hash
+over the fields and `crc` that takes numpy a tenth of the time. The slot of row r is r mod slots. Numbers in
+the file count from `base`, a multiple of slots in the state cell, and are at least `slots`: so 0 is none.
 """
 
 import json
 import mmap
 import secrets
 import struct
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,11 +59,11 @@ RECORD = np.dtype(
         ("writer", "<u2"),  # its cell
         ("step_type", "|u1"),
         ("terminated", "|u1"),
-        ("payload", "<u4"),
+        ("crc", "<u4"),
         ("check", "<u4"),
     ]
 )
-CHECKED = RECORD.itemsize - 4
+_FIELDS = RECORD.itemsize - 8  # bytes before `crc`
 
 MAX_WRITERS = 1024
 #: Of each copy in a cell.
@@ -76,6 +77,9 @@ _STATE = struct.Struct("<QQQQIIB36s")
 _WRITER = struct.Struct("<IBIQQB")
 _MAX_META = 1 << 20
 _CHUNK = 4096  # rows
+_SCRATCH_NBYTES = 1 << 17
+_LOW, _HALF = np.uint64(2**32 - 1), np.uint64(32)
+_SEED, _ODD = np.uint64(1 << 63), np.uint64(0x9E3779B97F4A7C15)
 
 
 class OtherFormatError(StorageError):
@@ -301,40 +305,52 @@ class RowsFile:
 
 
 def record_checks(records: NDArray[Any]) -> NDArray[np.uint32]:
-    """Return the checksum that each record should close with, uint32 [K]."""
-    parts = np.ascontiguousarray(records).view(np.uint8).reshape(len(records), RECORD.itemsize)
-    return checksums([parts[:, :CHECKED]])
+    """Return the `check` that each record should have, uint32 [K].
+
+    Another value of any one of its eight-byte words gives another hash of 64 bits, of which 32 are kept.
+    """
+    words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)
+    mixed: NDArray[np.uint64] = (words[:, -1] & _LOW) | _SEED
+    for at in range(words.shape[1] - 1):
+        mixed = (mixed ^ words[:, at]) * _ODD
+        mixed ^= mixed >> _HALF
+    return (mixed & _LOW).astype(np.uint32)
 
 
-def payload_checks(rows: list[NDArray[Any]]) -> NDArray[np.uint32]:
-    """Return the checksum of each row's payload, uint32 [K].
+def row_checks(records: NDArray[Any], payload: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
+    """Return the `crc` that each row should have, uint32 [K].
 
     Args:
-        rows: [K, ...] of each payload column, in order.
+        records: RECORD [K].
+        payload: [K, ...] of each payload column, in order.
     """
-    return checksums([_bytes_of(array) for array in rows if array.dtype.itemsize and array[:1].size])
+    count = len(records)
+    columns = [_bytes_of(records)[:, :_FIELDS], *map(_bytes_of, payload)]
+    width = sum(column.shape[1] for column in columns)
+    crc = np.empty(count, np.uint32)
+    chunk = max(1, _SCRATCH_NBYTES // width)
+    # packed bit by bit into the same memory, which stays in the processor's cache
+    packed = np.empty((min(chunk, count), width), np.uint8)
+    for low in range(0, count, chunk):
+        rows = min(chunk, count - low)
+        end = 0
+        for column in columns:
+            packed[:rows, end : end + column.shape[1]] = column[low : low + rows]
+            end += column.shape[1]
+        crc[low : low + rows] = list(map(crc32c, packed[:rows].view(f"V{width}").ravel().tolist()))
+    return crc
 
 
-def payload_is_whole(file: RowsFile, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return where the payload in slots, int64 [K], is what its record says."""
-    if not len(slots):
-        return np.zeros(0, np.bool_)
+def rows_are_whole(file: RowsFile, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return where the rows in slots, int64 [K], are what closes them."""
     whole = np.empty(len(slots), np.bool_)
     names = tuple(payload_columns(file.meta.signature))
     for low in range(0, len(slots), _CHUNK):
         part = slots[low : low + _CHUNK]
-        checks = payload_checks([file.arrays[name][part] for name in names])
-        whole[low : low + _CHUNK] = checks == file.records["payload"][part]
+        records = file.records[part]
+        checks = row_checks(records, [file.arrays[name][part] for name in names])
+        whole[low : low + _CHUNK] = checks == records["crc"]
     return whole
-
-
-def checksums(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint32]:
-    """Return the CRC-32C of each row of parts, uint8 [K, n] each, one after the other."""
-    packed = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    packed = np.ascontiguousarray(packed)
-    count, width = packed.shape
-    rows = packed.view(f"V{width}").ravel().tolist()
-    return np.fromiter(map(crc32c, rows), np.uint32, count)
 
 
 def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from typing import Protocol
 
-from fornix.common.errors import StorageError
+from fornix.common.errors import DiskError
 from fornix.replay.durable.disk import File
 
 
@@ -18,7 +18,7 @@ class Flusher(Protocol):
         """Whether all that was begun is done.
 
         Raises:
-            StorageError: if the disk didn't take it. What it has then is unknown, so nothing may go on.
+            DiskError: if the disk didn't take it. What it has then is unknown, so nothing may go on.
         """
 
     def close(self) -> None:
@@ -49,10 +49,7 @@ class ThreadFlusher:
         if not self._idle.is_set():
             return False
         if self._error is not None:
-            raise StorageError(
-                f"the disk did not take what was written: {self._error.strerror or self._error}; nothing "
-                f"more can be promised, so the server ends: look at the disk, then start the server again"
-            )
+            raise DiskError.of(self._error)
         return True
 
     def close(self) -> None:

@@ -214,7 +214,7 @@ class Folder:
         """Begin a sync where one is due, and take note of one that is done; return whether one is.
 
         Raises:
-            StorageError: if the disk did not take it.
+            DiskError: if the disk did not take it.
         """
         if self._busy is not None:
             self._look = self._clock() + _LOOK_S

@@ -30,8 +30,8 @@ from fornix.replay.durable.file import (
     RowsFile,
     State,
     WriterRecord,
-    payload_is_whole,
     record_checks,
+    rows_are_whole,
 )
 from fornix.replay.stacking import Numbers
 
@@ -214,7 +214,7 @@ def _head(scan: Scan, writers: dict[int, list[Copy]], watermark: int) -> int:
     if end == watermark:
         return watermark
     rows = np.arange(watermark, end)
-    whole = payload_is_whole(scan.file, rows % scan.slots)
+    whole = rows_are_whole(scan.file, rows % scan.slots)
     bad = np.flatnonzero(~whole | ~_writer_known(scan, writers, rows))
     end = int(rows[bad[0]]) if len(bad) else end
     return end if end == watermark else _whole_requests(scan, watermark, end)

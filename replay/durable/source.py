@@ -24,8 +24,8 @@ from fornix.replay.durable.file import (
     RowsFile,
     State,
     WriterRecord,
-    payload_checks,
     record_checks,
+    row_checks,
 )
 from fornix.replay.durable.folder import TABLES, Contents, read_contents
 from fornix.replay.durable.recovery import find
@@ -199,7 +199,7 @@ class MemoryReader:
         """Return the payload of rows by column, and which of them are what their records say."""
         slots = numbers % self._slots
         rows = {name: self.file.arrays[name][slots] for name in self._names}
-        return rows, payload_checks(list(rows.values())) == records["payload"]
+        return rows, row_checks(records, list(rows.values())) == records["crc"]
 
     def ranges(self, nbytes: int = CHUNK_NBYTES) -> Iterator[Numbers]:
         """Yield all rows in order, so many bytes at a time; those that are overwritten are passed over."""

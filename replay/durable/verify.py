@@ -12,7 +12,7 @@ from google_crc32c import value as crc32c
 
 from fornix.common.errors import StorageError
 from fornix.replay.durable.draws import DrawsFile
-from fornix.replay.durable.file import OtherFormatError, RowsFile, payload_is_whole
+from fornix.replay.durable.file import OtherFormatError, RowsFile, rows_are_whole
 from fornix.replay.durable.findings import Findings
 from fornix.replay.durable.folder import TABLES, Contents, Entry
 from fornix.replay.durable.links import check_links, check_requests
@@ -114,7 +114,7 @@ def _verify_small(file: RowsFile, where: str, found: Found, findings: Findings) 
             f"{found.head + found.state.base} are there",
         )
     for name, array in file.arrays.items():
-        if name.partition(".")[0] == "frame" and array[file.meta.slots].view(np.uint8).any():
+        if name.partition(".")[0] == "frame" and array[file.meta.slots :].view(np.uint8).any():
             findings.add(where, f"the frame of zeros of {name!r} is not zero")
 
 
@@ -126,7 +126,7 @@ def _verify_rows(file: RowsFile, where: str, found: Found, scan: Scan, findings:
     kept = numbers[there]
     for low in range(0, len(kept), _CHUNK):
         part = kept[low : low + _CHUNK]
-        bad = part[~payload_is_whole(file, part % scan.slots)]
+        bad = part[~rows_are_whole(file, part % scan.slots)]
         findings.rows(where, bad + base, "the checksum of its payload is wrong")
     findings.checked += len(numbers)
     misplaced = np.flatnonzero(scan.numbers % scan.slots != np.arange(scan.slots))

@@ -1,0 +1,118 @@
+"""Reads a memory's file while no server has it: which rows have come since it was last read.
+
+This is a reading of its own: it takes the form of the file from `fornix.replay.durable.file`, and nothing
+from the recovery that it is to check.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from fornix.replay.durable.disk import FolderDisk
+from fornix.replay.durable.file import LEFT, RowsFile, State, record_checks
+from fornix.replay.durable.folder import read_contents
+
+from durability.contents import N_FRAMES
+from durability.shared import TABLE
+
+_FRAMES_EVERY = 16  # audits
+
+
+class Rows(NamedTuple):
+    """Rows [first, first + K) of a memory."""
+
+    first: int
+    """From base."""
+    base: int
+    """What is added to the numbers in the file, to make keys of them."""
+    records: np.ndarray
+    frame: np.ndarray
+    action: np.ndarray
+    reward: np.ndarray
+    who: np.ndarray
+    faults: list
+    """What was wrong with rows that had been read before, or with the reading."""
+
+
+class Audit:
+    """Reads the file of the table, again and again.
+
+    Args:
+        data: the server's folder, in which the table is.
+    """
+
+    def __init__(self, data: Path):
+        disk = FolderDisk(data, writable=False)
+        self._file = RowsFile.open(disk, read_contents(disk).tables[TABLE].rows, writable=False)
+        self._slots = self._file.meta.slots
+        self._state = State.of(self._file.state.copies()[0].record)
+        self._next = self._state.first
+        self._audits = 0
+        self._records = self._file.records.copy()
+        self._frames = self._file.arrays["frame"].copy()
+
+    def new_rows(self):
+        """Return the rows of whole requests that have come since the last time."""
+        file, slots = self._file, self._slots
+        faults = self._changed()
+        numbers = np.arange(self._next, self._next + slots)
+        records = file.records[numbers % slots]
+        if len(records) and records["number"][0] > self._next:
+            faults.append(f"row {self._next} was overwritten before it could be audited")
+        there = (records["number"] == numbers) & (records["check"] == record_checks(records))
+        count = slots if there.all() else int(np.argmin(there))
+        if count:
+            last = records[count - 1]
+            whole = last["index"] + 1 == last["count"]
+            count = count if whole else count - 1 - int(last["index"])
+        at = numbers[:count] % slots
+        arrays = file.arrays
+        rows = Rows(
+            self._next,
+            self._state.base,
+            records[:count],
+            *(arrays[name][at] for name in ("frame", "action", "reward", "extras.who")),
+            faults,
+        )
+        self._next += count
+        self._records[at] = rows.records
+        self._frames[at] = rows.frame
+        return rows
+
+    def _changed(self):
+        """Return what is wrong with rows that were read before, and have not been overwritten."""
+        self._audits += 1
+        now, before = self._file.records, self._records
+        known = (before["number"] > 0) & (before["number"] < self._next)
+        kept = known & (now["number"] <= before["number"])
+        faults = []
+        for name, differ in (
+            ("record", (now != before) & kept),
+            ("frame", self._frames_differ() & kept),
+        ):
+            if differ.any():
+                row = int(before["number"][np.argmax(differ)])
+                faults.append(f"the {name} of row {row} and {np.count_nonzero(differ) - 1} more has changed")
+        return faults
+
+    def _frames_differ(self):
+        if self._audits % _FRAMES_EVERY:
+            return np.zeros(self._slots, np.bool_)
+        return (self._file.arrays["frame"][: self._slots] != self._frames[: self._slots]).any(axis=1)
+
+    def window(self, steps):
+        """Return the keys of rows whose stacks must be there, in a table of so many steps, and who they are.
+
+        The tail moves in blocks: so far above the oldest row that may be there, every one must be.
+        """
+        block = max(1, steps // 256)
+        tail = max(self._state.first, self._next - steps + 2 * block)
+        numbers = np.arange(tail, self._next)
+        at = numbers % self._slots
+        records = self._file.records[at]
+        oldest = numbers.copy()
+        for _ in range(N_FRAMES - 1):
+            inside = oldest >= tail
+            oldest[inside] -= self._file.records["back"][oldest[inside] % self._slots]
+        due = (records["step_type"] != LEFT) & (oldest >= tail)
+        return numbers[due] + self._state.base, self._file.arrays["extras.who"][at[due]]
