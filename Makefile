@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install run-local run-sequential test check format bench bench-run bench-peers verify-stacks clean
+.PHONY: help install run-local run-sequential test check format bench bench-run bench-peers verify-stacks chaos clean
 
 help: ## show this help
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -49,6 +49,9 @@ bench-peers: $(INSTALLED) $(PEERS)/.installed ## measure it beside dm-reverb, cp
 
 verify-stacks: $(INSTALLED) ## compare a million sampled stacks with what actors acted on
 	$(BIN)/python benchmarks/verify_stacks.py $(ARGS)
+
+chaos: $(INSTALLED) ## kill everything at random and check that nothing is lost
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 clean: ## remove the environments and all caches; runs stay
 	rm -rf $(VENV) $(PEERS) build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

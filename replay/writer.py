@@ -5,7 +5,7 @@ keeps a copy of what it wrote: a server that comes back from a power cut without
 """
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,33 @@ _UNDECIDED = (WaitTimeoutError.code, ServerError.code)
 _LOST = (SequenceError.code, UnknownWriterError.code)
 
 
+class _Kept(NamedTuple):
+    """A request that may have to be sent again, with copies of its arrays: the caller may change those."""
+
+    sequence: int
+    request: Observe
+    arrays: dict[str, Any]
+
+    @classmethod
+    def of(cls, request: Observe) -> "_Kept":
+        frame, leave = request.frame, request.leave
+        arrays = {
+            "lane": request.lane.copy(),
+            "step_type": request.step_type.copy(),
+            "terminated": request.terminated.copy(),
+            "action": request.action.copy(),
+            "reward": request.reward.copy(),
+            "frame": frame.copy() if isinstance(frame, np.ndarray) else trees.mapped(frame, np.copy),
+            "extras": {name: array.copy() for name, array in request.extras.items()},
+            "leave": None if leave is None else leave.copy(),
+        }
+        return cls(request.sequence, request, arrays)
+
+    def asked_again(self) -> Observe:
+        """Return the request, which nobody needs the stacks of any more."""
+        return self.request.model_copy(update=self.arrays | {"stacks": False, "mapped": False})
+
+
 class Writer:
     """Appends the steps of some lanes to one table, each request exactly once and in order.
 
@@ -61,7 +88,7 @@ class Writer:
         self.lanes = lanes
         self._next = sequence
         self._unanswered: tuple[Observe, Pending[Stacks]] | None = None
-        self._kept: deque[Observe] = deque()  # answered, and perhaps not on the server's disk yet
+        self._kept: deque[_Kept] = deque()  # answered, and perhaps not on the server's disk yet
 
     def observe(
         self,
@@ -179,7 +206,7 @@ class Writer:
             self._kept.clear()
             return
         if request.sequence > durable and (not self._kept or self._kept[-1].sequence < request.sequence):
-            self._kept.append(_copy(request))
+            self._kept.append(_Kept.of(request))
         while self._kept and self._kept[0].sequence <= durable:
             self._kept.popleft()
 
@@ -196,15 +223,5 @@ class Writer:
         if [kept.sequence for kept in again] != list(range(due, request.sequence)):
             return refused
         for kept in again:
-            self._fetch.sent(kept, Stacks, self._table).result()
+            self._fetch.sent(kept.asked_again(), Stacks, self._table).result()
         return self._fetch.asked(request)
-
-
-def _copy(request: Observe) -> Observe:
-    """Return a request whose arrays are its own, and that asks for no stacks."""
-    names = ("lane", "step_type", "terminated", "action", "reward")
-    copies: dict[str, Any] = {name: getattr(request, name).copy() for name in names}
-    copies["frame"] = trees.mapped(request.frame, np.copy)
-    copies["extras"] = {name: array.copy() for name, array in request.extras.items()}
-    copies["leave"] = None if request.leave is None else request.leave.copy()
-    return request.model_copy(update=copies | {"stacks": False, "mapped": False})

@@ -9,15 +9,15 @@ import time
 
 import numpy as np
 import zmq
+
+from durability.contents import LANES, FaultError, Script, stack_of
+from durability.shared import PATIENCE_S, RETRY_AFTER_S, TABLE, Log
 from fornix.common.errors import FencedError, UnreachableError, WaitTimeoutError
 from fornix.common.messages import REPLIES, Observe, OpenWriter, Refused, Stacks, WriterOpened
 from fornix.common.wire import decode, encode
 
-from durability.contents import LANES, Fault, Script, stack_of
-from durability.shared import PATIENCE_S, RETRY_AFTER_S, TABLE, Log
-
 FENCED = 3  # how a process ends whose successor has taken its place
-_PACE_S = 0.008
+_PACE_S = 0.004
 _KEPT = 8  # requests that a server can answer again
 _COPIES = 24  # sent again, for each new request
 _AHEAD = 8
@@ -66,13 +66,17 @@ def _written(writer, request):
 def _check_answer(request, answer):
     newest = request.newest()
     if len(answer.key) != len(newest):
-        raise Fault(f"request {request.sequence} was answered with {len(answer.key)} keys, not {len(newest)}")
+        raise FaultError(
+            f"request {request.sequence} was answered with {len(answer.key)} keys, not {len(newest)}"
+        )
     if not request.stacks:
         return
     due = stack_of(request.who[newest])
     if len(newest) and not np.array_equal(answer.stack, due):
         at = int(np.argmax((answer.stack != due).any(axis=(1, 2))))
-        raise Fault(f"request {request.sequence} was answered with another stack of {request.who[newest][at]}")
+        raise FaultError(
+            f"request {request.sequence} was answered with another stack of {request.who[newest][at]}"
+        )
 
 
 def repeat(place, writer, incarnation, address):
@@ -131,7 +135,7 @@ def _require_kind(answer, kind):
     if isinstance(answer, Refused) and answer.code == FencedError.code:
         raise _FencedError
     if not isinstance(answer, kind):
-        raise Fault(f"{answer!r:.300} came, and {kind.__name__} was due")
+        raise FaultError(f"{answer!r:.300} came, and {kind.__name__} was due")
 
 
 def _require_same(request, before, now):
@@ -141,9 +145,11 @@ def _require_same(request, before, now):
         if old is None and new is None:
             continue
         if old is None or new is None or old.dtype != new.dtype or old.shape != new.shape:
-            raise Fault(f"request {request.sequence} was answered again with another {name}: {new!r:.300}")
+            raise FaultError(
+                f"request {request.sequence} was answered again with another {name}: {new!r:.300}"
+            )
         if old.tobytes() != new.tobytes():
-            raise Fault(f"request {request.sequence} was answered again with other bytes of {name}")
+            raise FaultError(f"request {request.sequence} was answered again with other bytes of {name}")
 
 
 class _Wire:
@@ -172,7 +178,9 @@ class _Wire:
                 self._send(waits)
                 deadline = time.monotonic() + RETRY_AFTER_S + PATIENCE_S
                 continue
-            number, reply = decode([frame.buffer for frame in self._socket.recv_multipart(copy=False)], REPLIES)
+            number, reply = decode(
+                [frame.buffer for frame in self._socket.recv_multipart(copy=False)], REPLIES
+            )
             if number in waits and not (isinstance(reply, Refused) and reply.code == WaitTimeoutError.code):
                 answers[waits.pop(number)[0]] = reply
         return answers

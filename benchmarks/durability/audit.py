@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fornix.replay.durable.disk import FolderDisk
-from fornix.replay.durable.file import LEFT, RowsFile, State, record_checks
-from fornix.replay.durable.folder import read_contents
 
 from durability.contents import N_FRAMES
 from durability.shared import TABLE
+from fornix.replay.durable.disk import FolderDisk
+from fornix.replay.durable.file import LEFT, RowsFile, State, record_checks
+from fornix.replay.durable.folder import read_contents
 
 _FRAMES_EVERY = 16  # audits
 
@@ -48,6 +48,8 @@ class Audit:
         self._state = State.of(self._file.state.copies()[0].record)
         self._next = self._state.first
         self._audits = 0
+        #: Requests of which a kill had left a part, and which were dropped.
+        self.cut_off = 0
         self._records = self._file.records.copy()
         self._frames = self._file.arrays["frame"].copy()
 
@@ -63,8 +65,9 @@ class Audit:
         count = slots if there.all() else int(np.argmin(there))
         if count:
             last = records[count - 1]
-            whole = last["index"] + 1 == last["count"]
-            count = count if whole else count - 1 - int(last["index"])
+            if last["index"] + 1 < last["count"]:
+                count -= int(last["index"]) + 1
+        self.cut_off += bool(records["number"][count] == numbers[count]) if count < slots else 0
         at = numbers[:count] % slots
         arrays = file.arrays
         rows = Rows(
@@ -92,7 +95,9 @@ class Audit:
         ):
             if differ.any():
                 row = int(before["number"][np.argmax(differ)])
-                faults.append(f"the {name} of row {row} and {np.count_nonzero(differ) - 1} more has changed")
+                faults.append(
+                    f"the {name} of row {row} and {np.count_nonzero(differ) - 1} more has changed"
+                )
         return faults
 
     def _frames_differ(self):
@@ -101,9 +106,12 @@ class Audit:
         return (self._file.arrays["frame"][: self._slots] != self._frames[: self._slots]).any(axis=1)
 
     def window(self, steps):
-        """Return the keys of rows whose stacks must be there, in a table of so many steps, and who they are.
+        """Return the keys of rows whose stacks must be there, and who these rows are.
 
         The tail moves in blocks: so far above the oldest row that may be there, every one must be.
+
+        Args:
+            steps: of the table.
         """
         block = max(1, steps // 256)
         tail = max(self._state.first, self._next - steps + 2 * block)

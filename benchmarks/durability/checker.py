@@ -10,8 +10,6 @@ from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from fornix.common.messages import LAST
-from fornix.replay.durable.file import LEFT
 
 from durability.audit import Rows
 from durability.contents import (
@@ -24,8 +22,8 @@ from durability.contents import (
     who_of,
 )
 from durability.shared import ANSWERED, ENTRY, ENTRY_DTYPE, keys_check
-
-_ANSWERS_KEPT = 64
+from fornix.common.messages import LAST
+from fornix.replay.durable.file import LEFT
 
 
 class Part(NamedTuple):
@@ -143,7 +141,9 @@ class Checker:
             if made is not None:
                 due.append(made)
         if due:
-            at, who, kind, sequence, back, first = (np.concatenate(parts) for parts in zip(*due, strict=True))
+            at, who, kind, sequence, back, first = (
+                np.concatenate(parts) for parts in zip(*due, strict=True)
+            )
             self._check_contents(rows, at, who, kind, sequence, back, first)
 
     def _check_request(self, rows, begin, end):
@@ -176,7 +176,6 @@ class Checker:
         back, first = self._go_on(life, request, number)
         keys = rows.base + number + request.newest()
         life.answers[sequence] = (int(keys[0]) if len(keys) else 0, len(keys), keys_check(keys))
-        life.answers.pop(sequence - _ANSWERS_KEPT * 1000, None)
         count = len(request.who)
         at = np.arange(begin + left, end)
         return at, request.who, request.kind, np.full(count, sequence), back, first
@@ -249,8 +248,8 @@ class Checker:
                 wrong = int(np.argmin(same))
                 self._fault(
                     "wrong",
-                    f"row {rows.first + at[wrong]}, {who[wrong].tolist()}: its {name} is {found[wrong]}, and "
-                    f"{due[wrong]} was written",
+                    f"row {rows.first + at[wrong]}, {who[wrong].tolist()}: its {name} is "
+                    f"{found[wrong]}, and {due[wrong]} was written",
                 )
         if not frames.all():
             wrong = int(np.argmin(frames))
@@ -305,7 +304,9 @@ class Checker:
     def _check_reach(self, writer, incarnation, log):
         life = self._by_name.get((writer, incarnation))
         if life is not None and not life.wrong and life.sequence > log.intended:
-            self._fault("wrong", f"writer {writer}.{incarnation}: request {life.sequence} was never written")
+            self._fault(
+                "wrong", f"writer {writer}.{incarnation}: request {life.sequence} was never written"
+            )
 
 
 assert ENTRY.size == ENTRY_DTYPE.itemsize
@@ -318,7 +319,7 @@ def check(place, inbox):
         checker.take(part)
         if len(checker.faults) and not checker.counts["told"]:
             checker.counts["told"] = 1
-            place.fault("checker", checker.faults[0])
+            place.fault("checker", checker.faults[0]["what"])  # which ends the run
     checker.finish(inbox.recv())
     del checker.counts["told"]
     inbox.send((checker.summary(), checker.faults[:20], checker.first_answers_ns))

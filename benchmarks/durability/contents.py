@@ -1,15 +1,16 @@
 """What is written: rows of which every byte follows from five numbers, and requests that follow from two.
 
-A row is known by `who`: writer, incarnation, lane, episode and step. Its frame says so, and the rest of the
-frame, the action, the reward and the extra follow from that; as does at which step the episode ends, and
-whether that terminates it. So whatever comes out of a memory can be checked by itself. What a writer's
-incarnation writes, request by request, follows from these two numbers: a `Script` tells it to the actor, and
-to whoever checks later what has become of it.
+A row is known by `who`: writer, incarnation, lane, episode and step. Its frame says so, and the rest of
+the frame, the action, the reward and the extra follow from that; as does at which step the episode ends,
+and whether that terminates it. So whatever comes out of a memory can be checked by itself. What a
+writer's incarnation writes, request by request, follows from these two numbers: a `Script` tells it to the
+actor, and to whoever checks later what has become of it.
 """
 
 from typing import NamedTuple
 
 import numpy as np
+
 from fornix.common.messages import FIRST, LAST, MID
 from fornix.common.signature import ArraySpec, Signature
 from fornix.replay.batches import Transitions
@@ -32,7 +33,7 @@ _HALF = np.uint64(32)
 _STEP = np.array([0, 0, 0, 0, 1])
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """Something is not what it must be."""
 
 
@@ -64,9 +65,7 @@ class Request(NamedTuple):
 
     def newest(self):
         """Return the places of each lane's newest row, in the order in which the lanes first appear."""
-        places = {}
-        for at, lane in enumerate(self.who[:, 2].tolist()):
-            places[lane] = at
+        places = {lane: at for at, lane in enumerate(self.who[:, 2].tolist())}
         return np.fromiter(places.values(), np.int64, len(places))
 
 
@@ -172,7 +171,7 @@ def check_batch(drawn):
         episodes' last steps: int64 [C, 5].
 
     Raises:
-        Fault: something in it is wrong.
+        FaultError: something in it is wrong.
     """
     single = isinstance(drawn, Transitions)
     who = drawn.extras["who"] if single else drawn.extras["who"][:, 0]
@@ -199,7 +198,7 @@ def _check_window(window, who, steps, length):
     found = who_of(window[at]).tolist()
     torn = (window[at] != frame_of(who_of(window[at]))).any(axis=1) & window[at].any(axis=1)
     what = "torn frames" if torn.any() else "other frames than were written"
-    raise Fault(f"the window of {who[at].tolist()} with {steps[at]} steps has {what}: {found}")
+    raise FaultError(f"the window of {who[at].tolist()} with {steps[at]} steps has {what}: {found}")
 
 
 def _check_transitions(drawn, who, after, steps, terminated):
@@ -242,4 +241,4 @@ def _check_sequences(drawn, who, steps, terminates, last):
 def _require(right, who, what):
     right = np.asarray(right)
     if not right.all():
-        raise Fault(f"{who[int(np.argmin(right))].tolist()} {what}")
+        raise FaultError(f"{who[int(np.argmin(right))].tolist()} {what}")

@@ -43,7 +43,10 @@ def measure_append(options):
 
 
 def append_rate(workload, options):
-    with tempfile.TemporaryDirectory(prefix="fx-", dir=options.disk) as folder, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="fx-", dir=options.disk) as folder,
+        contextlib.ExitStack() as stack,
+    ):
         clients = [
             stack.enter_context(a_full_server(folder, workload, data))
             for data in (None, os.path.join(folder, "data"))
@@ -63,7 +66,10 @@ def append_rate(workload, options):
 
 def measure_latency(options):
     """The slowest hundredth of appends at a steady pace, while the disk is synced and while it isn't."""
-    with tempfile.TemporaryDirectory(prefix="fx-", dir=options.disk) as folder, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="fx-", dir=options.disk) as folder,
+        contextlib.ExitStack() as stack,
+    ):
         workload = WORKLOADS["vector"]
         clients = [
             stack.enter_context(a_full_server(folder, workload, data))
@@ -98,7 +104,16 @@ def measure_restart(options):
     workload = Workload("vector", (150,), "<f4", 5, MILLION)
     with tempfile.TemporaryDirectory(prefix="fx-", dir=options.disk) as folder:
         address = f"ipc://{folder}/r"
-        command = [sys.executable, "-m", "fornix", "replay", "--address", address, "--data", f"{folder}/data"]
+        command = [
+            sys.executable,
+            "-m",
+            "fornix",
+            "replay",
+            "--address",
+            address,
+            "--data",
+            f"{folder}/data",
+        ]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         taken = []
         with Client.connect(address, give_up_after_s=120.0) as client:

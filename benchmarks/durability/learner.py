@@ -4,11 +4,11 @@ import os
 import time
 
 import numpy as np
-from fornix.common.errors import UnreachableError, WaitTimeoutError
-from fornix.common.specs import Episode, Sequence, Transition
 
 from durability.contents import DISCOUNT, LONGEST, check_batch
 from durability.shared import PATIENCE_S, QUEUE, TABLE
+from fornix.common.errors import UnreachableError, WaitTimeoutError
+from fornix.common.specs import Episode, Sequence, Transition
 
 _UNITS = (
     (Transition(n_step=3), 256),
@@ -53,5 +53,6 @@ def _draw(place, client, table, unit, batch_size, number, cuts, rng):
                 client.update_priorities(table, batch.key, rng.random(len(batch.key)) + 0.01).forget()
             place.counters.add(f"stacks {number}", stacks)
             place.counters.add(f"batches {number}")
+            place.counters.add(f"mapped {number}", bool(batch.batch.memory))
             drawn += 1
             time.sleep(_PACE_S)

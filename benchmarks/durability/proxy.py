@@ -12,7 +12,7 @@ import time
 
 import zmq
 
-_LOST, _DOUBLED, _LATE = 0.01, 0.03, 0.05
+_LOST, _DOUBLED, _LATE = 0.02, 0.05, 0.08
 _LATEST_S = 0.4
 _CUT_AFTER_S = 3.0  # on average
 _IDLE_S = 5.0

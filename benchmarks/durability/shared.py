@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
 from fornix.common.transport import ZmqTransport
 from fornix.replay.client import Client
 

@@ -51,9 +51,13 @@ class Cell:
     def recover(self, head: int) -> bytes | None:
         """Return the newest record whose time is not lost, and keep its copy until a later one is synced.
 
-        It is to be written again: copies of a lost time are newer than it.
+        It is to be written again: copies of a lost time are newer than it. Copies that were torn are
+        wiped, so that only damage leaves any.
         """
         found = [self._read(at) for at in range(_COPIES)]
+        for at, copy in enumerate(found):
+            if not copy.version:
+                self._view[at * self._nbytes : (at + 1) * self._nbytes] = bytes(self._nbytes)
         fitting = [copy for copy in found if copy.version and copy.head <= head]
         if not fitting:
             return None

@@ -18,7 +18,6 @@ from fornix.replay.durable.file import (
     RECORD,
     RowsFile,
     record_checks,
-    row_checks,
     rows_are_whole,
 )
 from fornix.replay.stacking import Numbers
@@ -132,7 +131,7 @@ class DurableColumns:
         records["number"] = numbers - self.base
         for name, values in fields.items():
             records[name] = values
-        records["crc"] = row_checks(records, [payload[name] for name in self._payload])
+        records["crc"] = self.file.packer.crc(records, payload)
         records["check"] = record_checks(records)
         self._put(numbers, records)
 
@@ -194,8 +193,5 @@ class DurableColumns:
             self._unchecked[slots] = False
 
     def _put_run(self, slot: int, records: NDArray[Any]) -> None:
-        if records.nbytes < _MANY_BYTES:
-            self.file.records[slot : slot + len(records)] = records
-        else:
-            offset = self.file.places.columns["records"][0]
-            self.file.file.write(offset + slot * RECORD.itemsize, records)
+        offset = self.file.places.columns["records"][0]
+        self.file.file.write(offset + slot * RECORD.itemsize, records)

@@ -141,7 +141,7 @@ class FolderDisk:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             os.posix_fallocate(descriptor, 0, nbytes)
             os.fsync(descriptor)
-            self._sync_folder()
+            self.sync()
             return MappedFile(descriptor, writable=True)
         except OSError as error:
             if descriptor >= 0:
@@ -175,7 +175,7 @@ class FolderDisk:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.folder / name)
-            self._sync_folder()
+            self.sync()
         except OSError as error:
             raise _unusable(self.folder / name, error) from None
 
@@ -219,7 +219,8 @@ class FolderDisk:
             os.close(self._lock)
         self._lock = -1
 
-    def _sync_folder(self) -> None:
+    def sync(self) -> None:
+        """Wait until the disk has the names of all files."""
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)

@@ -27,6 +27,8 @@ from fornix.replay.stacking import Numbers
 _MAGIC = b"fornixd\x01"
 _CELL_AT = 2048
 _CELL_NBYTES = 256
+#: Where the counts are.
+COUNTS_AT = slice(_CELL_AT, _CELL_AT + 4 * _CELL_NBYTES)
 _COUNTS = struct.Struct("<qqqqqqddq")
 _LOW = np.uint64(2**32 - 1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)

@@ -21,7 +21,7 @@ import json
 import mmap
 import secrets
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,12 +78,12 @@ _WRITER = struct.Struct("<IBIQQB")
 _MAX_META = 1 << 20
 _CHUNK = 4096  # rows
 _SCRATCH_NBYTES = 1 << 17
-_LOW, _HALF = np.uint64(2**32 - 1), np.uint64(32)
-_SEED, _ODD = np.uint64(1 << 63), np.uint64(0x9E3779B97F4A7C15)
+# with both halves far from 0, times any power of 2 below 2^32
+_ODDS = np.array([0x9E3779B97F4A7C15 * (2 * at + 1) % 2**64 | 1 for at in range(8)], np.uint64)
 
 
 class OtherFormatError(StorageError):
-    """What another version of fornix has written."""
+    """A file of another version of fornix."""
 
 
 class Meta(Frozen):
@@ -185,6 +185,7 @@ class RowsFile:
         places: where things are.
         records: RECORD [slots].
         arrays: `back` and the payload columns, by name.
+        packer: of its rows.
         marks: floor and head, uint64 [2], absolute.
         state: the cell of `State`.
         token: that clients know the file by.
@@ -200,6 +201,7 @@ class RowsFile:
         }
         self.records = arrays.pop("records")
         self.arrays = arrays
+        self.packer = RowPacker(meta.signature)
         self.marks: NDArray[np.uint64] = array_of(file, FLOOR_AT, (2,), np.dtype(np.uint64))
         self.state = Cell(file.buffer, _STATE_AT, CELL_NBYTES)
         self._writers: dict[int, Cell] = {}
@@ -307,38 +309,50 @@ class RowsFile:
 def record_checks(records: NDArray[Any]) -> NDArray[np.uint32]:
     """Return the `check` that each record should have, uint32 [K].
 
-    Another value of any one of its eight-byte words gives another hash of 64 bits, of which 32 are kept.
+    It is the upper half of the sum of its eight-byte words, each times an odd number of its own: whichever
+    bit is flipped, the sum changes by more than the lower half can hold.
     """
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)
-    mixed: NDArray[np.uint64] = (words[:, -1] & _LOW) | _SEED
-    for at in range(words.shape[1] - 1):
-        mixed = (mixed ^ words[:, at]) * _ODD
-        mixed ^= mixed >> _HALF
-    return (mixed & _LOW).astype(np.uint32)
+    mixed = (words[:, :-1] * _ODDS[:-1]).sum(axis=1) + records["crc"] * _ODDS[-1]
+    upper: NDArray[np.uint32] = (mixed >> np.uint64(32)).astype(np.uint32)
+    return upper
 
 
-def row_checks(records: NDArray[Any], payload: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
-    """Return the `crc` that each row should have, uint32 [K].
+class RowPacker:
+    """Packs rows so that each lies in one piece, to be closed by a checksum.
+
+    The memory for that is used again and again, and small enough to stay in the processor's cache.
 
     Args:
-        records: RECORD [K].
-        payload: [K, ...] of each payload column, in order.
+        signature: of the rows.
     """
-    count = len(records)
-    columns = [_bytes_of(records)[:, :_FIELDS], *map(_bytes_of, payload)]
-    width = sum(column.shape[1] for column in columns)
-    crc = np.empty(count, np.uint32)
-    chunk = max(1, _SCRATCH_NBYTES // width)
-    # packed bit by bit into the same memory, which stays in the processor's cache
-    packed = np.empty((min(chunk, count), width), np.uint8)
-    for low in range(0, count, chunk):
-        rows = min(chunk, count - low)
-        end = 0
-        for column in columns:
-            packed[:rows, end : end + column.shape[1]] = column[low : low + rows]
-            end += column.shape[1]
-        crc[low : low + rows] = list(map(crc32c, packed[:rows].view(f"V{width}").ravel().tolist()))
-    return crc
+
+    def __init__(self, signature: Signature) -> None:
+        columns = payload_columns(signature)
+        fields = [(name, spec.dtype, spec.shape) for name, spec in columns.items()]
+        row = np.dtype([("record", "<u8", (_FIELDS // 8,)), *fields])
+        self._rows = np.zeros(max(1, _SCRATCH_NBYTES // row.itemsize), row)
+        self._parts = {name: self._rows[name] for name in columns}
+        self._records = self._rows["record"]
+        self._whole = self._rows.view(f"V{row.itemsize}")
+
+    def crc(self, records: NDArray[Any], payload: Mapping[str, NDArray[Any]]) -> list[int]:
+        """Return the `crc` that each of K rows should have.
+
+        Args:
+            records: RECORD [K].
+            payload: [K, ...] of each payload column, among others perhaps.
+        """
+        words = records.view(np.uint64).reshape(len(records), -1)[:, : _FIELDS // 8]
+        found: list[int] = []
+        for low in range(0, len(records), len(self._rows)):
+            part = slice(low, low + len(self._rows))
+            count = len(words[part])
+            self._records[:count] = words[part]
+            for name, column in self._parts.items():
+                column[:count] = payload[name][part]
+            found += map(crc32c, self._whole[:count].tolist())
+        return found
 
 
 def rows_are_whole(file: RowsFile, slots: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -348,14 +362,9 @@ def rows_are_whole(file: RowsFile, slots: NDArray[np.int64]) -> NDArray[np.bool_
     for low in range(0, len(slots), _CHUNK):
         part = slots[low : low + _CHUNK]
         records = file.records[part]
-        checks = row_checks(records, [file.arrays[name][part] for name in names])
-        whole[low : low + _CHUNK] = checks == records["crc"]
+        checks = file.packer.crc(records, {name: file.arrays[name][part] for name in names})
+        whole[low : low + _CHUNK] = np.array(checks, np.uint32) == records["crc"]
     return whole
-
-
-def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
-    count = len(array)
-    return np.ascontiguousarray(array).reshape(count, -1).view(np.uint8).reshape(count, -1)
 
 
 def _meta(file: File, name: str) -> Meta:

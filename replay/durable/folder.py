@@ -26,7 +26,7 @@ from fornix.replay.durable.recovery import Found, find, restore
 from fornix.replay.memory import Memory
 
 TABLES = "tables.json"
-_IDENTITIES = 2**40
+IDENTITIES = 2**40
 _LOOK_S = 0.002
 
 _LOG = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Folder:
         file = RowsFile.create(self.disk, self._rows_name(), spec.signature, spec.steps, slots)
         base = first - slots
         columns = DurableColumns(file, base)
-        state = State(base, slots, slots, secrets.randbelow(_IDENTITIES), 0, 0, False, self.disk.boot)
+        state = State(base, slots, slots, secrets.randbelow(IDENTITIES), 0, 0, False, self.disk.boot)
         log = MemoryLog(columns, state, 1, first)
         log.put_state(first)
         file.publish(slots)
@@ -325,7 +325,7 @@ def _begun(found: Found, slots: int, boot: str) -> State:
     if not found.lossy:
         return begun
     return begun._replace(
-        base=begun.base + 2 * slots, forgotten=found.tail, identity=secrets.randbelow(_IDENTITIES)
+        base=begun.base + 2 * slots, forgotten=found.tail, identity=secrets.randbelow(IDENTITIES)
     )
 
 

@@ -1,6 +1,5 @@
 """Whether rows follow each other as a server lets them: in their lanes, episodes and requests."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -28,25 +27,18 @@ class _Report:
         self._findings.rows(self._where, numbers.astype(np.int64) + self._base, what)
 
 
-def check_links(
-    records: Records, tail: int, base: int, lanes: Mapping[int, int], where: str, findings: Findings
-) -> None:
+def check_links(records: Records, tail: int, base: int, where: str, findings: Findings) -> None:
     """Check how rows go on with their episodes.
 
     Args:
         records: RECORD [K] of whole rows, in order.
         tail: rows below it are not there.
         base: what is added to the rows' numbers.
-        lanes: how many each writer that is open has, by its opening.
         where: the rows are.
         findings: to take down what is wrong.
     """
     report = _Report(base, where, findings)
     _check_each(records, report)
-    for opening, count in lanes.items():
-        lane = records["lane"]
-        beyond = (records["opening"] == opening) & (lane >= count) & (lane != NO_LANE)
-        report(records["number"][beyond], f"is of a lane beyond its writer's {count}")
     real = records[records["lane"] != NO_LANE]
     real = real[np.lexsort((real["number"], real["lane"], real["opening"], real["writer"]))]
     holes = _holes(records)

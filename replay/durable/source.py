@@ -25,12 +25,11 @@ from fornix.replay.durable.file import (
     State,
     WriterRecord,
     record_checks,
-    row_checks,
 )
 from fornix.replay.durable.folder import TABLES, Contents, read_contents
 from fornix.replay.durable.recovery import find
 from fornix.replay.stacking import Numbers
-from fornix.replay.storage import Fence, payload_columns, row_nbytes
+from fornix.replay.storage import GONE, Fence, payload_columns, row_nbytes
 
 #: Bytes of rows that are read at once.
 CHUNK_NBYTES = 4 << 20
@@ -199,7 +198,7 @@ class MemoryReader:
         """Return the payload of rows by column, and which of them are what their records say."""
         slots = numbers % self._slots
         rows = {name: self.file.arrays[name][slots] for name in self._names}
-        return rows, row_checks(records, list(rows.values())) == records["crc"]
+        return rows, np.array(self.file.packer.crc(records, rows), np.uint32) == records["crc"]
 
     def ranges(self, nbytes: int = CHUNK_NBYTES) -> Iterator[Numbers]:
         """Yield all rows in order, so many bytes at a time; those that are overwritten are passed over."""
@@ -225,6 +224,12 @@ class MemoryReader:
             numbers[there & ~kept],
             int(np.count_nonzero(~there)),
         )
+
+    def is_another(self) -> bool:
+        """Whether the memory has been reset or dropped since it was opened."""
+        newest = self.file.state.copies()[:1]
+        reset = any(State.of(copy.record).forgotten != self.cut.state.forgotten for copy in newest)
+        return self._live and (reset or int(self.file.marks[0]) == GONE)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1,11 +1,12 @@
 """Whether a server's folder is what a server writes: every checksum, number and link of it.
 
 A folder whose server was killed is as right as one that was closed: a request that was being applied may
-be there in part behind the head, and of each small record one copy may be torn.
+be there in part behind the head. After a power cut copies of small records may be torn too.
 """
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from google_crc32c import value as crc32c
@@ -23,6 +24,14 @@ from fornix.replay.stacking import Numbers
 _CHUNK = 4096
 
 
+class _Memory(NamedTuple):
+    """What is to be known of a memory where draws from it are checked."""
+
+    slots: int
+    base: int
+    torn: int
+
+
 def verify(folder: Path, most: int = 100) -> Findings:
     """Read all that a folder holds, and return what is wrong with it.
 
@@ -35,15 +44,16 @@ def verify(folder: Path, most: int = 100) -> Findings:
     """
     findings = Findings(most)
     with _opened(folder, findings) as source:
-        slots: dict[str, tuple[int, int]] = {}  # of each memory, with its base
+        memories: dict[str, _Memory] = {}
         for name, entry in source.contents.tables.items():
             if entry.rows:
-                slots |= _verify_memory(source, name, entry, findings)
+                found = _verify_memory(source, name, entry, findings)
+                memories |= {} if found is None else {name: found}
             owner = entry.spec.rows_of or name
             if owner not in source.contents.tables:
                 findings.add(f"table {name!r}", f"draws from the rows of {owner!r}, which is not there")
-            elif owner in slots:
-                _verify_draws(source, name, entry, slots[owner], findings)
+            elif owner in memories:
+                _verify_draws(source, name, entry, memories[owner], findings)
     return findings
 
 
@@ -73,10 +83,8 @@ def _fault_of(data: bytes) -> str | None:
     return None
 
 
-def _verify_memory(
-    source: Source, table: str, entry: Entry, findings: Findings
-) -> dict[str, tuple[int, int]]:
-    """Check the rows of a table; return its slots and base, if they can be told."""
+def _verify_memory(source: Source, table: str, entry: Entry, findings: Findings) -> "_Memory | None":
+    """Check the rows of a table; return what its draws need, if that can be told."""
     where = f"table {table!r}"
     try:
         file = RowsFile.open(source.disk, entry.rows, writable=False)
@@ -84,22 +92,22 @@ def _verify_memory(
         raise
     except StorageError as error:
         findings.add(where, str(error))
-        return {}
+        return None
     try:
         found, scan = find(file, source.disk.boot)
         _verify_small(file, where, found, findings)
         _verify_rows(file, where, found, scan, findings)
-        return {table: (file.meta.slots, found.state.base)}
+        return _Memory(file.meta.slots, found.state.base, _torn(found))
     except StorageError as error:
         findings.add(where, str(error))
-        return {}
+        return None
     finally:
         file.close()
 
 
 def _verify_small(file: RowsFile, where: str, found: Found, findings: Findings) -> None:
     """Check what a file has beside its rows."""
-    torn = 0 if found.state.clean else 1  # a server that was killed may have been writing one
+    torn = _torn(found)
     cells = {"state": file.state} | {f"cell of writer {at}": file.writer(at) for at in file.used_writers()}
     for name, cell in cells.items():
         if cell.broken > torn:
@@ -116,6 +124,11 @@ def _verify_small(file: RowsFile, where: str, found: Found, findings: Findings) 
     for name, array in file.arrays.items():
         if name.partition(".")[0] == "frame" and array[file.meta.slots :].view(np.uint8).any():
             findings.add(where, f"the frame of zeros of {name!r} is not zero")
+
+
+def _torn(found: Found) -> int:
+    """Return how many copies of each small record may be damaged: those written after the last sync."""
+    return 2 if found.lossy else 0
 
 
 def _verify_rows(file: RowsFile, where: str, found: Found, scan: Scan, findings: Findings) -> None:
@@ -135,8 +148,7 @@ def _verify_rows(file: RowsFile, where: str, found: Found, scan: Scan, findings:
         where, scan.numbers[misplaced] + base, "stands in the place of another row: it is there twice"
     )
     records = file.records[kept % scan.slots]
-    lanes = {each.record.opening: each.record.lanes for each in found.writers}
-    check_links(records, found.tail, base, lanes, where, findings)
+    check_links(records, found.tail, base, where, findings)
     check_requests(records, found.head, base, where, findings)
 
 
@@ -149,16 +161,14 @@ def _verify_missing(
     findings.rows(where, missing[~own] + base, "is missing: the numbers have a gap")
 
 
-def _verify_draws(
-    source: Source, table: str, entry: Entry, memory: tuple[int, int], findings: Findings
-) -> None:
+def _verify_draws(source: Source, table: str, entry: Entry, memory: _Memory, findings: Findings) -> None:
     where = f"table {table!r}"
     try:
         file = source.disk.open(entry.draws, writable=False)
-        draws = DrawsFile(file, entry.spec.sampler, *memory)
+        draws = DrawsFile(file, entry.spec.sampler, memory.slots, memory.base)
     except StorageError as error:
         findings.add(where, str(error))
         return
-    if draws.broken > 1:  # its server writes one all the time, and may have been killed then
+    if draws.broken > memory.torn:
         findings.add(where, f"what its limiter has counted has {draws.broken} damaged copies")
     draws.close()

@@ -1,7 +1,10 @@
 """A service that keeps a folder, and a writer whose episodes the test remembers."""
 
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
@@ -89,9 +92,18 @@ class Scribe:
         reward = np.concatenate([np.zeros(len(begin), np.float32), reward])
         for at, lane in enumerate([*begin.tolist(), *go_on.tolist()]):
             self.open.setdefault(lane, []).append(
-                (int(keys[at]), frames["eye"][at], frames["arm"][at], action[at], reward[at], extras["logp"][at])
+                (
+                    int(keys[at]),
+                    frames["eye"][at],
+                    frames["arm"][at],
+                    action[at],
+                    reward[at],
+                    extras["logp"][at],
+                )
             )
-        for lane, end_ in zip(go_on[terminated | truncated].tolist(), terminated[terminated | truncated], strict=True):
+        for lane, end_ in zip(
+            go_on[terminated | truncated].tolist(), terminated[terminated | truncated], strict=True
+        ):
             self.ended.append((self.open.pop(lane), "terminated" if end_ else "truncated"))
 
     def _frames(self, count):
@@ -123,6 +135,22 @@ def facts(episode):
 def alike(rows, others):
     """Whether remembered rows are the same, byte for byte."""
     return len(rows) == len(others) and all(
-        mine[0] == theirs[0] and all(np.array_equal(a, b) for a, b in zip(mine[1:], theirs[1:], strict=True))
+        mine[0] == theirs[0]
+        and all(np.array_equal(a, b) for a, b in zip(mine[1:], theirs[1:], strict=True))
         for mine, theirs in zip(rows, others, strict=True)
     )
+
+
+@contextmanager
+def written_by_a_process(path, steps):
+    """While it lasts, a process keeps a folder and writes to it; it is killed at the end."""
+    program = Path(__file__).with_name("writing.py")
+    process = subprocess.Popen(
+        [sys.executable, program, path, str(steps)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "writes\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

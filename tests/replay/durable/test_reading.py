@@ -146,7 +146,7 @@ def test_an_empty_table_has_no_episodes(tmp_path):
 def test_what_is_no_such_folder_or_table_is_refused(tmp_path):
     with pytest.raises(StorageError, match="there is no folder"):
         episodes(tmp_path / "nothing", "t")
-    with pytest.raises(StorageError, match="has no tables.json"):
+    with pytest.raises(StorageError, match=r"has no tables\.json"):
         episodes(tmp_path, "t")
     with served(tmp_path) as client:
         client.create_table("hunt", a_spec(64))

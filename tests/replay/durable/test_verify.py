@@ -1,9 +1,6 @@
 """A folder is verified: one that is right has no faults, and each kind of damage is found."""
 
-import multiprocessing
-import os
 import re
-import signal
 import time
 
 import numpy as np
@@ -20,7 +17,7 @@ from fornix.replay.durable.file import CELL_NBYTES, RowsFile, record_checks
 from fornix.replay.durable.folder import TABLES
 from fornix.replay.durable.verify import verify
 
-from .served import SMALL, Scribe, a_spec, served
+from .served import SMALL, Scribe, a_spec, served, written_by_a_process
 
 
 @pytest.fixture
@@ -79,8 +76,8 @@ def test_what_was_closed_is_whole(path, capsys):
 
 def test_an_empty_table_and_an_empty_folder_are_whole(tmp_path):
     with served(tmp_path) as client:
-        assert client.tables() == {}
-    with pytest.raises(StorageError, match="has no tables.json"):
+        assert client.list_tables() == {}
+    with pytest.raises(StorageError, match=r"has no tables\.json"):
         verify(tmp_path)
     with served(tmp_path) as client:
         client.create_table("t", a_spec(64))
@@ -97,26 +94,11 @@ def test_it_is_whole_after_another_start_and_after_a_reset(path):
     assert faults(path) == []
 
 
-def _serve_until_killed(path, pipe):
-    with served(path) as client:
-        client.create_table("t", a_spec(300))
-        scribe = Scribe(client)
-        pipe.send("writes")
-        while True:
-            scribe.write(1, leave=0.02)
-
-
 def test_what_a_killed_server_leaves_is_whole(tmp_path):
-    context = multiprocessing.get_context("spawn")
     for at in range(3):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_serve_until_killed, args=(tmp_path / str(at), theirs))
-        process.start()
-        ours.recv()
-        time.sleep(0.1 + 0.1 * at)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-        assert faults(tmp_path / str(at)) == []
+        with written_by_a_process(tmp_path, 300):
+            time.sleep(0.1 + 0.1 * at)
+        assert faults(tmp_path) == []
 
 
 def test_a_folder_that_a_server_has_is_refused(tmp_path):
@@ -172,12 +154,22 @@ def test_cells_are_checked(path, copies):
 
 
 def test_the_state_and_watermarks_are_checked(path):
-    with Opened(path) as opened:
-        opened.file.file.buffer[512 + 5] ^= 1
-        opened.file.file.buffer[2048 + 40] ^= 1
-    lines = faults(path)
-    assert any("watermarks are damaged" in line for line in lines)
-    assert any("the state has 1 damaged copies" in line for line in lines)
+    for at in (512 + 5, 1024 + 9, 2048 + 40, 2048 + CELL_NBYTES + 40):
+        with Opened(path) as opened:
+            opened.file.file.buffer[at] ^= 1
+        told = "the state has 1 damaged copies" if at > 2000 else "1 watermarks are damaged"
+        assert any(told in line for line in faults(path))
+        with Opened(path) as opened:
+            opened.file.file.buffer[at] ^= 1
+    assert faults(path) == []
+
+
+def test_what_a_limiter_has_counted_is_checked(path):
+    data = bytearray((path / "draws-1").read_bytes())
+    data[2048 + 30] ^= 1
+    (path / "draws-1").write_bytes(data)
+    (line,) = faults(path)
+    assert line == "table 'u': what its limiter has counted has 1 damaged copies"
 
 
 def test_damage_where_a_file_says_what_it_is_is_told(path):
@@ -227,7 +219,7 @@ FIRST, MID, LAST = [0], [1], [2]
 @pytest.mark.parametrize(
     ("kinds", "fields", "told"),
     [
-        (MID, {"lane": 1000}, "is of a lane beyond its writer's"),
+        (MID, {"lane": 1000}, "leads back to a row of another writer or lane"),
         (MID, {"step_type": 9}, "is neither FIRST, MID, LAST nor"),
         (MID, {"step_type": 0}, "begins no episode, and its step type says that it does"),
         (FIRST, {"step_type": 1}, "goes on with no episode"),
@@ -260,7 +252,9 @@ def test_a_request_number_that_does_not_go_up_is_told(path):
         same &= opened.file.records["opening"] == record["opening"]
         for slot in np.flatnonzero(same):
             opened.change(slot, sequence=1)
-    assert any("the number of its request is not above that of the one before" in one for one in faults(path))
+    assert any(
+        "the number of its request is not above that of the one before" in one for one in faults(path)
+    )
 
 
 def test_faults_are_bounded_and_counted(path, capsys):
