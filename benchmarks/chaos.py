@@ -34,19 +34,20 @@ from durability import actors, ending, learner, proxy, sabotage
 from durability.audit import Audit
 from durability.checker import Part, check
 from durability.processes import Process, Server, create_tables, kill
-from durability.shared import Counters, Place, fork
+from durability.shared import SEEN, Counters, Place, fork
 
 from fornix.commands.shared import write_json
 
 _STEPS = 32_768
+_TELL_S = 60.0
 _LOOK_S = 0.1  # how often processes are looked after that nothing is due of
 _LOAD_WITHIN_S = 5.0  # how long a server may be there without rows coming
-_SERVER_LIFE_S = 0.35
+_SERVER_LIFE_S, _ACTOR_LIFE_S, _LEARNER_LIFE_S = 0.15, 3.0, 1.0  # on average
+_AIM_S, _AMID_S = 0.02, 0.002
 _SUCCESSORS = 12  # of an actor's incarnation, after which no answer comes to it any more
 _ACTORS = (("act", "server", "auto"), ("act", "server", "socket"), ("act", "proxy", "auto"),
            ("act", "proxy", "socket"), ("repeat", "server", ""), ("repeat", "proxy", ""))  # fmt: skip
 _LEARNERS = (("server", "auto"), ("proxy", "socket"))
-_WRONG = ("lost", "doubled", "reordered", "torn", "wrong")
 
 
 class Chaos:
@@ -56,12 +57,14 @@ class Chaos:
         place: of it.
         wanted: how much of each is to be reached, by name.
         damage: what is done to the file once, one of `sabotage.KINDS`; "" for nothing.
+        tell: called with a line every minute.
     """
 
-    def __init__(self, place, wanted, damage=""):
+    def __init__(self, place, wanted, damage="", tell=print):
         self._place = place
         self._wanted = wanted
         self._damage = damage
+        self._tell = tell
         self._rng = random.Random(place.seed)
         self._server = Server(place)
         self._server_kills = {"under load": 0, "while starting": 0, "idle": 0}
@@ -80,11 +83,11 @@ class Chaos:
             run = partial(_in_order, actors.act, self._place, at, address, memory)
         else:
             run = partial(_in_order, actors.repeat, self._place, at, address)
-        return Process(name, run, self._rng, 2.5, overlaps=True)
+        return Process(name, run, self._rng, _ACTOR_LIFE_S, overlaps=True)
 
     def _learner(self, at, way, memory):
         run = partial(_in_order, learner.learn, self._place, at, getattr(self._place, way), memory)
-        return Process(f"learner {at} by {way}", run, self._rng, 0.9)
+        return Process(f"learner {at} by {way}", run, self._rng, _LEARNER_LIFE_S)
 
     @property
     def _others(self):
@@ -101,8 +104,12 @@ class Chaos:
         self._audit = Audit(self._place.data)
         for process in self._others:
             process.start(time.monotonic())
+        told = began
         while time.monotonic() - began < seconds and not self._reached() and not self._place.faults():
             self._step(inbox)
+            if time.monotonic() - told > _TELL_S:
+                told = time.monotonic()
+                self._tell(f"{told - began:.0f} s: {_shown(self._counts())}")
         for process in self._others:
             process.end()
         kill(self._server.pid)
@@ -160,11 +167,23 @@ class Chaos:
         waited = now - self._server.started > _LOAD_WITHIN_S
         return waited or self._place.counters.total("written") > self._rows
 
+    def _aim(self):
+        """Wait a moment for something to be written: so that many kills come amid a write."""
+        total = self._place.counters.total
+        before, until = total("intended"), time.monotonic() + _AIM_S
+        while total("intended") == before and time.monotonic() < until:
+            pass
+        until = time.monotonic() + self._rng.random() * _AMID_S
+        while time.monotonic() < until:
+            pass
+
     def _kill_server(self, inbox):
+        if self._state == "serving":
+            self._aim()
         kill(self._server.pid)
-        if self._damage and self._server_kills["under load"] > 2 and self._is_under_load(0.0):
-            sabotage.damage(self._place.data, self._damage)
-            self._damage = ""
+        if self._damage and self._server_kills["under load"] > 2:
+            done = sabotage.damage(self._place.data, self._damage, self._audit.next)
+            self._damage = "" if done else self._damage
         rows = self._send_part(inbox)
         state = "while starting" if self._state == "starting" else "under load" if rows else "idle"
         self._server_kills[state] += 1
@@ -172,6 +191,7 @@ class Chaos:
     def _start_server(self):
         self._rows = self._place.counters.total("written")
         self._server.start()
+        self._place.counters.add("server starts")
         self._state = "starting"
         in_its_start = self._rng.random() < 0.07 and self._server.ready_s
         self._due = time.monotonic() + (0.06 * self._rng.random() if in_its_start else 30.0)
@@ -211,6 +231,7 @@ class Chaos:
         faults = faults + [fault for fault in self._place.faults() if fault["source"] != "checker"]
         faults += [{"source": "server", "kind": "wrong", "what": line} for line in errors[:5]]
         by_hand = {
+            "… whose first answer was another server's": total("retried later"),
             "server kills while starting": self._server_kills["while starting"],
             "server kills while idle": self._server_kills["idle"],
             "stops of the server": self._server_stops,
@@ -258,17 +279,17 @@ def _wait_for(pid, what):
         raise SystemExit(f"{what} has failed")
 
 
-def chaos(wanted, seconds, seed, folder, damage):
+def chaos(wanted, seconds, seed, folder, damage, tell):
     """Run in a folder of its own below `folder`; it stays if anything is wrong."""
     root = Path(tempfile.mkdtemp(prefix="fornix-chaos-", dir=folder))
-    for name in ("logs", "cuts"):
+    for name in ("logs", *SEEN):
         (root / name).mkdir()
-    names = ["cuts", "lost", "doubled", "late"]
+    names = ["server starts", "cuts", "lost", "doubled", "late"]
     for at in range(len(_ACTORS)):
-        names += [f"acted {at}", f"written {at}", f"retries {at}"]
+        names += [f"{name} {at}" for name in ("acted", "written", "intended", "retries", "retried later")]
     for at in range(len(_LEARNERS)):
-        names += [f"stacks {at}", f"batches {at}", f"mapped {at}"]
-    outcome = Chaos(Place(root, seed, Counters(names)), wanted, damage).run(seconds)
+        names += [f"{name} {at}" for name in ("stacks", "batches", "mapped")]
+    outcome = Chaos(Place(root, seed, Counters(names)), wanted, damage, tell).run(seconds)
     if outcome["faults"]:
         outcome["folder"] = str(root)
     else:
@@ -298,7 +319,8 @@ def main() -> None:
     given = parser.parse_args()
     seed = given.seed if given.seed is not None else random.SystemRandom().randrange(2**31)
     out = sys.stderr if given.json == "-" else sys.stdout
-    print(f"seed {seed}", file=out, flush=True)
+    tell = partial(print, file=out, flush=True)
+    tell(f"seed {seed}")
     wanted = {
         "server kills under load": given.server_kills,
         "actor kills": given.actor_kills,
@@ -306,12 +328,15 @@ def main() -> None:
         "stacks checked in sampled batches": given.stacks,
         "forced retries": given.retries,
     }
-    outcome: dict[str, Any] = chaos(wanted, given.seconds, seed, given.folder, given.sabotage)
+    try:
+        outcome: dict[str, Any] = chaos(wanted, given.seconds, seed, given.folder, given.sabotage, tell)
+    except (BrokenPipeError, EOFError):
+        raise SystemExit(f"seed {seed}: the checker has ended by itself, and says above why") from None
     for name, value in outcome.items():
         if name != "faults":
-            print(f"{name:<36} {_shown(value):>24}", file=out, flush=True)
+            tell(f"{name:<44} {_shown(value):>24}")
     for fault in outcome["faults"][:10]:
-        print(f"seed {seed}: {fault['source']}: {fault['what']}", file=out, flush=True)
+        tell(f"seed {seed}: {fault['source']}: {fault['what']}")
     if given.json:
         write_json(given.json, outcome)
     if outcome["faults"] or not outcome["reached"]:
@@ -319,6 +344,8 @@ def main() -> None:
 
 
 def _shown(value):
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(each)}" for name, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(_shown, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -120,7 +120,7 @@ class Catalog:
                 self.folder.put(name, spec, spec)
         except BaseException:
             if self.folder is not None:
-                self.folder.abandon(name)
+                self._abandon(self.folder, name)
             raise
         return True
 
@@ -151,12 +151,12 @@ class Catalog:
             raise InvalidRequestError(
                 f"{', '.join(others)} draw from the rows of table {name!r}; drop them first"
             )
+        if self.folder is not None:
+            self.folder.drop(name)  # first: if the disk has no room to say so, nothing has changed
         place.close(self.folder is None)
         if place.table.spec.rows_of is None:
             self._above = max(self._above, place.table.memory.ring.head)
         del self._places[name]
-        if self.folder is not None:
-            self.folder.drop(name)
 
     def close(self) -> None:
         """Drop everything."""
@@ -210,6 +210,14 @@ class Catalog:
         group = [] if spec.rows_of is None else self[spec.rows_of].group
         self._places[name] = Place(name, table, group, self._clock, self._refuse)
         self._made += 1
+
+    def _abandon(self, folder: "Folder", name: str) -> None:
+        """Let go of a table that could not be put down."""
+        place = self._places.pop(name, None)
+        if place is not None:
+            place.close(with_memory=False)
+            self._made -= 1
+        folder.abandon(name)
 
     def _recover(self, folder: "Folder") -> None:
         """Go on with all tables that the folder keeps."""

@@ -242,8 +242,9 @@ def _check_size(descriptor: int, nbytes: int) -> None:
     try:
         sealed = bool(fcntl.fcntl(descriptor, GET_SEALS) & SEAL_SHRINK)
     except OSError:  # only files in memory have seals
-        sealed = status.st_uid == os.geteuid()
-    if not sealed:
+        sealed = False
+    in_a_folder = status.st_nlink > 0
+    if not sealed and not (in_a_folder and status.st_uid == os.geteuid()):
         raise UnmappableError(
             "the file is not sealed against shrinking, nor this user's own, so no memory of a replay server"
         )

@@ -186,7 +186,7 @@ class Memory:
         if request.leave is not None:
             is_open[request.leave] = False
         runs.check(is_open, request.stacks)
-        self._require_stacks(writer, runs, is_open)
+        self._require_stacks(writer, runs, is_open, self._rows_of_leaving(writer, request))
         left = 0 if request.leave is None else self._let_leave(writer, request)
         answer = self._append(writer, runs, request, left) if len(request.lane) else np.empty(0, np.int64)
         if len(request.lane):
@@ -274,6 +274,9 @@ class Memory:
         if not len(slots):
             return False
         numbers = np.sort(self.ring.tail + (slots - self.ring.tail) % self.ring.capacity)
+        numbers = numbers[numbers < self.ring.head]  # what lies there else is gone already
+        if not len(numbers):
+            return False
         _LOG.error("%d rows are damaged, the first is step %d: they are lost", len(numbers), numbers[0])
         self.lose(numbers)
         return True
@@ -358,9 +361,16 @@ class Memory:
             raise fenced(writer.name, request.incarnation, writer.incarnation)
         return writer
 
-    def _require_stacks(self, writer: Writer, runs: Runs, is_open: NDArray[np.bool_]) -> None:
-        """Raise EvictedError if a new step's stack would reach below what the tail will be."""
-        tail = self.ring.tail_after(len(runs.lane))
+    def _require_stacks(self, writer: Writer, runs: Runs, is_open: NDArray[np.bool_], before: int) -> None:
+        """Raise EvictedError if a new step's stack would reach below what the tail will be.
+
+        Args:
+            writer: of the steps.
+            runs: the steps.
+            is_open: bool [lanes], whether an episode is open.
+            before: rows that are written before these.
+        """
+        tail = self.ring.tail_after(before + len(runs.lane))
         if tail == 0:
             return
         lanes = runs.lane[runs.begins & is_open[runs.lane]]
@@ -464,13 +474,12 @@ class Memory:
 
     def _let_leave(self, writer: Writer, request: Observe) -> int:
         """Let lanes leave; return how many rows have been written for that."""
-        assert request.leave is not None  # noqa: S101 the caller looked
-        lanes = np.unique(request.leave)
-        lanes = lanes[writer.newest[lanes] != NONE]
+        lanes = _leaving(writer, request)
+        count = self._rows_of_leaving(writer, request)
         self._leave(writer, lanes)
-        if self.log is None or (not len(lanes) and len(request.lane)):
+        if self.log is None or not count:
             return 0
-        ring, count = self.ring, max(1, len(lanes))
+        ring = self.ring
         tail = ring.tail_after(count)
         for reader in self.readers:
             reader.make_room(count)
@@ -481,6 +490,12 @@ class Memory:
             reader.arrive(numbers, 0)
         return count
 
+    def _rows_of_leaving(self, writer: Writer, request: Observe) -> int:
+        """Return how many rows a request writes for the lanes that leave: one if it would have none."""
+        if self.log is None or request.leave is None:
+            return 0
+        return max(len(_leaving(writer, request)), 1 - min(1, len(request.lane)))
+
     def _leave(self, writer: Writer, lanes: NDArray[np.integer[Any]]) -> None:
         """Mark the last row of each open episode as its end: truncated, since it isn't terminated."""
         newest = np.unique(writer.newest[lanes])
@@ -489,6 +504,13 @@ class Memory:
         self.ring.end(left)
         for reader in self.readers:
             reader.end(left)
+
+
+def _leaving(writer: Writer, request: Observe) -> Numbers:
+    """Return the lanes whose open episodes end with a request, each once."""
+    lanes: Numbers = np.unique(np.asarray(() if request.leave is None else request.leave, np.int64))
+    is_open: NDArray[np.bool_] = writer.newest[lanes] != NONE
+    return lanes[is_open]
 
 
 def _as_it_came(values: NDArray[Any], runs: Runs) -> NDArray[Any]:

@@ -153,10 +153,14 @@ class Ring:
         Args:
             numbers: int64 [K], live rows.
         """
-        before = np.unique(self.before(numbers, self.tail))
-        before = before[before >= 0]
+        before = self.ends_before(numbers)
         self.end(before)
         return before
+
+    def ends_before(self, numbers: Numbers) -> Numbers:
+        """Return the rows before broken ones, int64 [K]: the last of their episodes, once each."""
+        before = np.unique(self.before(numbers, self.tail))
+        return before[before >= 0]
 
     def _spans(self, count: int) -> Iterator[tuple[slice, slice]]:
         """Yield where the next `count` rows lie: one run of slots, or two where the ring wraps."""

@@ -65,6 +65,7 @@ class Table:
             self._stacker = Stacker(self._ring.columns.arrays, spec.signature)
         self._draws = draws
         self._noted: tuple[Counts, float] | None = None
+        self._noted_at = self._ring.head
         rows = np.arange(self._tail, self._ring.head)
         kept = draws.kept(rows, self._ring.head) if draws is not None and recover is not None else None
         self._begin()
@@ -106,15 +107,18 @@ class Table:
         self._times.restore(rows, kept.times)
 
     def note(self) -> None:
-        """Put down what has been counted, if anything but inserts has: those follow from the rows."""
+        """Put down what has been counted, if anything but inserts has: those follow from the rows.
+
+        So it is put down too before the rows are gone that tell of them.
+        """
         if self._draws is None:
             return
         counts = self.limiter.counts()
         maximum = 1.0 if self._priorities is None else self._priorities.maximum
         inserts = counts.inserts if self.spec.sampler.uses is not None else 0
         noted = counts._replace(inserts=inserts), maximum
-        if noted != self._noted:
-            self._noted = noted
+        if noted != self._noted or self._ring.head - self._noted_at > self.memory.steps // 4:
+            self._noted, self._noted_at = noted, self._ring.head
             self._draws.note(counts, maximum, self._ring.head)
 
     def _begin_rows(self, numbers: Numbers) -> None:
@@ -187,6 +191,7 @@ class Table:
         """Forget everything, as the memory has."""
         self._tail = self._ring.tail
         self._begin()
+        self._noted = None  # what was put down is not true any more
 
     def close(self) -> None:
         """Draw from the memory no more."""
@@ -305,7 +310,9 @@ class Table:
             index = StartIndex(
                 self._ring, self._stacker, starts_of(unit, self._ring), self._sampler(), self._tail
             )
-            index.evict(self.memory.broken[self.memory.broken >= self._ring.tail])
+            broken = self.memory.broken[self.memory.broken >= self._ring.tail]
+            index.evict(broken)
+            index.take_out(self._ring.ends_before(broken))
         self._indexes[unit] = index
         return index
 

@@ -33,6 +33,7 @@ def act(place, writer, incarnation, address, memory):
             while True:
                 request = script.next()
                 log.intend(request.sequence)
+                place.counters.add(f"intended {writer}")
                 answer = _written(opened, request)
                 log.answered(request.sequence, answer.key)
                 _check_answer(request, answer)
@@ -85,7 +86,7 @@ def repeat(place, writer, incarnation, address):
     wire = _Wire(address)
     rng = random.Random(f"{place.seed} {writer} {incarnation}")
     name = f"writer-{writer}"
-    known = []  # requests that were answered, and the answers
+    known = []  # requests that were answered, the answers, and how many servers there had been
     try:
         opened = wire.ask([OpenWriter(table=TABLE, writer=name, incarnation=incarnation, lanes=LANES)])[0]
         _require_kind(opened, WriterOpened)
@@ -93,17 +94,20 @@ def repeat(place, writer, incarnation, address):
             request = script.next()
             sent = _observe(request, name, incarnation)
             log.intend(request.sequence)
+            place.counters.add(f"intended {writer}")
             answer = wire.ask([sent])[0]
             _require_kind(answer, Stacks)
             log.answered(request.sequence, answer.key)
             _check_answer(request, answer)
             place.counters.add(f"written {writer}", len(request.who))
-            known = [*known[-_KEPT + 1 :], (sent, answer)]
+            known = [*known[-_KEPT + 1 :], (sent, answer, place.counters.total("server starts"))]
             for _ in range(_COPIES // _AHEAD):
                 chosen = [rng.choice(known) for _ in range(_AHEAD)]
-                answers = wire.ask([again for again, _ in chosen])
-                for (again, before), now in zip(chosen, answers, strict=True):
+                server = place.counters.total("server starts")
+                answers = wire.ask([again for again, _, _ in chosen])
+                for (again, before, first_server), now in zip(chosen, answers, strict=True):
                     _require_same(again, before, now)
+                    place.counters.add(f"retried later {writer}", server != first_server)
                 place.counters.add(f"retries {writer}", len(chosen))
     except _FencedError:
         return FENCED

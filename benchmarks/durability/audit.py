@@ -46,9 +46,10 @@ class Audit:
         self._file = RowsFile.open(disk, read_contents(disk).tables[TABLE].rows, writable=False)
         self._slots = self._file.meta.slots
         self._state = State.of(self._file.state.copies()[0].record)
-        self._next = self._state.first
+        #: The first row that has not been read yet.
+        self.next = self._state.first
         self._audits = 0
-        #: Requests of which a kill had left a part, and which were dropped.
+        #: Requests of which a kill has left a part, which is to be dropped.
         self.cut_off = 0
         self._records = self._file.records.copy()
         self._frames = self._file.arrays["frame"].copy()
@@ -57,40 +58,50 @@ class Audit:
         """Return the rows of whole requests that have come since the last time."""
         file, slots = self._file, self._slots
         faults = self._changed()
-        numbers = np.arange(self._next, self._next + slots)
+        numbers = np.arange(self.next, self.next + slots)
         records = file.records[numbers % slots]
-        if len(records) and records["number"][0] > self._next:
-            faults.append(f"row {self._next} was overwritten before it could be audited")
-        there = (records["number"] == numbers) & (records["check"] == record_checks(records))
-        count = slots if there.all() else int(np.argmin(there))
+        if len(records) and records["number"][0] > self.next:
+            faults.append(f"row {self.next} was overwritten before it could be audited")
+        count = _run(records["number"] == numbers)
+        count = _run(records["check"][:count] == record_checks(records[:count])) if count else 0
         if count:
             last = records[count - 1]
             if last["index"] + 1 < last["count"]:
                 count -= int(last["index"]) + 1
-        self.cut_off += bool(records["number"][count] == numbers[count]) if count < slots else 0
+        self.cut_off += count < slots and self._begun(numbers[count] % slots)
         at = numbers[:count] % slots
         arrays = file.arrays
         rows = Rows(
-            self._next,
+            self.next,
             self._state.base,
             records[:count],
             *(arrays[name][at] for name in ("frame", "action", "reward", "extras.who")),
             faults,
         )
-        self._next += count
+        self.next += count
         self._records[at] = rows.records
         self._frames[at] = rows.frame
         return rows
 
+    def _begun(self, slot):
+        """Whether a row has been begun in a slot since the last audit."""
+        frames, records = self._file.arrays["frame"], self._file.records
+        return bool((frames[slot] != self._frames[slot]).any() or records[slot] != self._records[slot])
+
     def _changed(self):
-        """Return what is wrong with rows that were read before, and have not been overwritten."""
+        """Return what is wrong with rows that were read before, and that the table still has.
+
+        Those that are older may be overwritten, perhaps by a request that is to be dropped.
+        """
         self._audits += 1
         now, before = self._file.records, self._records
-        known = (before["number"] > 0) & (before["number"] < self._next)
-        kept = known & (now["number"] <= before["number"])
+        numbers = before["number"].astype(np.int64)
+        known = (numbers > 0) & (numbers < self.next)
+        newest = int(now["number"].max()) + 1
+        kept = known & (numbers >= max(self.next, newest) - self._file.meta.steps)
         faults = []
         for name, differ in (
-            ("record", (now != before) & kept),
+            ("record", (_words(now) != _words(before)).any(axis=1) & kept),
             ("frame", self._frames_differ() & kept),
         ):
             if differ.any():
@@ -114,8 +125,8 @@ class Audit:
             steps: of the table.
         """
         block = max(1, steps // 256)
-        tail = max(self._state.first, self._next - steps + 2 * block)
-        numbers = np.arange(tail, self._next)
+        tail = max(self._state.first, self.next - steps + 2 * block)
+        numbers = np.arange(tail, self.next)
         at = numbers % self._slots
         records = self._file.records[at]
         oldest = numbers.copy()
@@ -124,3 +135,12 @@ class Audit:
             oldest[inside] -= self._file.records["back"][oldest[inside] % self._slots]
         due = (records["step_type"] != LEFT) & (oldest >= tail)
         return numbers[due] + self._state.base, self._file.arrays["extras.who"][at[due]]
+
+
+def _run(right):
+    """Return how many are right from the first on."""
+    return len(right) if right.all() else int(np.argmin(right))
+
+
+def _words(records):
+    return records.view(np.uint64).reshape(len(records), -1)

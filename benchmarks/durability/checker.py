@@ -6,6 +6,7 @@ byte for byte what its script says; with at least what had been answered before 
 more than what was about to be sent.
 """
 
+import bisect
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from durability.contents import (
     reward_of,
     who_of,
 )
-from durability.shared import ANSWERED, ENTRY, ENTRY_DTYPE, keys_check
+from durability.shared import ANSWERED, ENTRY_DTYPE, keys_check
 from fornix.common.messages import LAST
 from fornix.replay.durable.file import LEFT
 
@@ -78,6 +79,8 @@ class Checker:
         self.faults = []
         self.counts = Counter()
         self.first_answers_ns = []
+        self._firsts = []  # the first key of each part
+        self._whos = []  # the rows of each part: int32 [K, 5]
         self._cut = {}  # by writer, incarnation, lane and episode: its last step
 
     def take(self, part):
@@ -85,6 +88,8 @@ class Checker:
         for fault in part.rows.faults:
             self._fault("torn", fault)
         if len(part.rows.records):
+            self._firsts.append(part.rows.first + part.rows.base)
+            self._whos.append(part.rows.who.astype(np.int32))
             self._check_rows(part.rows)
         self._check_logs(part)
 
@@ -97,20 +102,36 @@ class Checker:
         for life in self._by_name.values():
             if life.incarnation < started[life.writer]:
                 self._cut_open(life)
-        for path in sorted((self._place.folder / "cuts").iterdir()):
+        for key, *who in self._seen("drawn"):
+            self._require_key(key, who)
+        for key, *who in self._seen("cut"):
+            self._require_key(key, who)
+            known = self._cut.get(tuple(who[:4]))
+            life = self._by_name.get(tuple(who[:2]))
+            if known != who[4] and not (life is not None and life.wrong):
+                self._fault(
+                    "wrong",
+                    f"{who} was drawn as the last of an episode that was cut off, and that was "
+                    f"{'never' if known is None else f'at step {known}'}",
+                )
+
+    def _seen(self, kind):
+        """Return what learners were given, each once: int [N, 6], key and who."""
+        rows = []
+        for path in sorted((self._place.folder / kind).iterdir()):
             data = path.read_bytes()
-            rows = np.frombuffer(data[: len(data) // 40 * 40], "<i8").reshape(-1, 5)
-            unique = np.unique(rows, axis=0) if len(rows) else rows
-            self.counts["cut episodes looked at"] += len(unique)
-            for writer, incarnation, lane, episode, step in unique.tolist():
-                known = self._cut.get((writer, incarnation, lane, episode))
-                life = self._by_name.get((writer, incarnation))
-                if known != step and not (life is not None and life.wrong):
-                    self._fault(
-                        "wrong",
-                        f"writer {writer}.{incarnation}, lane {lane}: episode {episode} was drawn as if it "
-                        f"had been cut off at step {step}, but that was {known or 'never'}",
-                    )
+            rows.append(np.frombuffer(data[: len(data) // 48 * 48], "<i8").reshape(-1, 6))
+        unique = np.unique(np.concatenate(rows), axis=0) if rows else np.empty((0, 6), np.int64)
+        self.counts[f"{kind} rows looked up"] += len(unique)
+        return unique.tolist()
+
+    def _require_key(self, key, who):
+        """The row with a key that a learner was given is what it was given."""
+        part = bisect.bisect_right(self._firsts, key) - 1
+        at = key - self._firsts[part] if part >= 0 else 0
+        found = self._whos[part][at].tolist() if part >= 0 and at < len(self._whos[part]) else None
+        if found != who:
+            self._fault("wrong", f"the step with key {key} was drawn as {who}, and is {found}")
 
     def summary(self) -> dict[str, Any]:
         """Return what was counted."""
@@ -307,9 +328,6 @@ class Checker:
             self._fault(
                 "wrong", f"writer {writer}.{incarnation}: request {life.sequence} was never written"
             )
-
-
-assert ENTRY.size == ENTRY_DTYPE.itemsize
 
 
 def check(place, inbox):

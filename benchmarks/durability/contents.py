@@ -13,11 +13,13 @@ import numpy as np
 
 from fornix.common.messages import FIRST, LAST, MID
 from fornix.common.signature import ArraySpec, Signature
+from fornix.common.specs import Episode, Sequence
 from fornix.replay.batches import Transitions
 from fornix.replay.steps import Steps
 
 N_FRAMES, ITEMS, LANES = 4, 32, 8
 LONGEST = 24  # steps of an episode after its first
+_ROUNDS = 12  # that some requests have more
 DISCOUNT = 0.5  # so that every sum of rewards is exact
 PARTS = ("writer", "incarnation", "lane", "episode", "step")
 SIGNATURE = Signature(
@@ -84,13 +86,15 @@ class Script:
         self.sequence += 1
         draws = self._rng.random((2, LANES))
         kind_of_request = self._rng.random()
-        leave = np.flatnonzero((self.who[:, 4] > 0) & (draws[0] < 0.02)).astype(np.int32)
+        only_leave = 0.15 <= kind_of_request < 0.19
+        leaves = draws[0] < (0.3 if only_leave else 0.02)
+        leave = np.flatnonzero(leaves & (self.who[:, 4] > 0)).astype(np.int32)
         self._end(leave)
-        going = draws[1] < 0.9
+        going = (draws[1] < 0.9) & (not (only_leave and len(leave)))
         going[0] |= not going.any() and not len(leave)
         rows = [self._advance(np.flatnonzero(going))]
         if kind_of_request < 0.1:  # without stacks, a lane may have any run of rows
-            rows += [self._advance(np.flatnonzero(self._rng.random(LANES) < 0.5)) for _ in range(3)]
+            rows += [self._advance(np.flatnonzero(self._rng.random(LANES) < 0.5)) for _ in range(_ROUNDS)]
         else:
             begins = going & (self.who[:, 4] == 0) & (rows[0][2] == LAST)
             rows.append(self._advance(np.flatnonzero(begins & (draws[0] < 0.5))))
@@ -163,12 +167,21 @@ def stack_of(who):
     return window_of(who, 0, 0)
 
 
-def check_batch(drawn):
-    """Look at every byte of a batch that was drawn with DISCOUNT.
+class Looked(NamedTuple):
+    """What is told of a batch that was found right."""
 
-    Returns:
-        How many stacks there are in it, and who the last rows are of units that were cut off before their
-        episodes' last steps: int64 [C, 5].
+    stacks: int
+    """How many there are in it."""
+    who: np.ndarray
+    """int64 [B, 5]: the row that each unit starts from."""
+    after: np.ndarray
+    """int64 [B, 5]: the row that it ends with."""
+    cut: np.ndarray
+    """bool [B]: whether it ends with its episode, and before the last step of that."""
+
+
+def check_batch(drawn, unit):
+    """Look at every byte of a batch of a unit, drawn with DISCOUNT; return what is to be told of it.
 
     Raises:
         FaultError: something in it is wrong.
@@ -176,18 +189,24 @@ def check_batch(drawn):
     single = isinstance(drawn, Transitions)
     who = drawn.extras["who"] if single else drawn.extras["who"][:, 0]
     steps, length = drawn.batch.steps.astype(np.int64), drawn.window.shape[1] - N_FRAMES
-    _require(who[:, 4] < last_of(who)[0], who, "was drawn, and nothing was done in it")
-    _check_window(drawn.window, who, steps, length)
     last, terminates = last_of(who)
     end = who[:, 4] + steps
-    _require(end <= last, who, "goes beyond the end of its episode")
-    cut = (steps < length) & (end < last)
     after = who + steps[:, None] * _STEP
+    _require(who[:, 4] < last, who, "was drawn, and nothing was done in it")
+    _require(end <= last, who, "goes beyond the end of its episode")
+    _check_window(drawn.window, who, steps, length)
     if single:
         _check_transitions(drawn, who, after, steps, terminates & (end == last))
-        return 2 * len(who), after[cut]
-    _check_sequences(drawn, who, steps, terminates, last)
-    return int((steps + 1).sum()), after[cut]
+        stacks = 2 * len(who)
+    else:
+        _check_sequences(drawn, who, steps, terminates, last)
+        stacks = int((steps + 1).sum())
+    if isinstance(unit, Sequence):
+        _require(who[:, 4] % (unit.length - unit.overlap) == 0, who, "is no place for a sequence to start")
+    if isinstance(unit, Episode):
+        _require(who[:, 4] == 0, who, "is not the first of its episode")
+    shorter = isinstance(unit, Episode) | (steps < length)
+    return Looked(stacks, who, after, shorter & (end < last))
 
 
 def _check_window(window, who, steps, length):
@@ -231,11 +250,8 @@ def _check_sequences(drawn, who, steps, terminates, last):
         same = (found == due).reshape(len(each), -1).all(axis=1)
         _require(same, each, f"has other {name} in a sequence")
     beyond = ~drawn.mask
-    _require(
-        np.array([not drawn.reward[beyond].any(), not drawn.discount[beyond].any()]),
-        who[:2] if len(who) > 1 else np.repeat(who, 2, axis=0),
-        "has more beyond its end",
-    )
+    if any(array[beyond].any() for array in (drawn.reward, drawn.discount, drawn.action)):
+        raise FaultError("there is something in a sequence beyond its end")
 
 
 def _require(right, who, what):

@@ -18,18 +18,27 @@ from fornix.common.transport import ZmqTransport
 from fornix.replay.client import Client
 
 TABLE, QUEUE = "chaos", "prioritized"
+#: What learners put down: a few units of each batch, and all that were cut off with their episodes.
+SEEN = ("drawn", "cut")
 PATIENCE_S = 0.15  # how long a request lets the server wait
 RETRY_AFTER_S = 0.2  # how soon beyond that it is sent again
 GIVE_UP_AFTER_S = 60.0
 
 _PR_SET_PDEATHSIG = 1
 
-#: An entry of a writer's log: kind, request, monotonic ns, first key, number of keys, checksum of keys.
-ENTRY = struct.Struct("<cQqqII")
+#: An entry of a writer's log: kind, request, monotonic ns, first key, number of keys, checksum of keys. No
+#: page of the file ends within one: a kill may cut off a write between two pages, and nowhere else.
+ENTRY = struct.Struct("<cQqqII31x")
 INTENDED, ANSWERED = b"i", b"a"
 ENTRY_DTYPE = np.dtype(
-    [("kind", "S1"), ("sequence", "<u8"), ("at", "<i8"), ("key", "<i8"), ("keys", "<u4"), ("check", "<u4")]
+    {
+        "names": ("kind", "sequence", "at", "key", "keys", "check"),
+        "formats": ("S1", "<u8", "<i8", "<i8", "<u4", "<u4"),
+        "offsets": (0, 1, 9, 17, 25, 29),
+        "itemsize": ENTRY.size,
+    }
 )
+_PAGE = 4096
 
 
 class Counters:
@@ -68,6 +77,9 @@ class Place(NamedTuple):
 
     def log(self, writer, incarnation):
         return self.folder / "logs" / f"{writer}-{incarnation}"
+
+    def seen(self, kind, learner, incarnation):
+        return self.folder / kind / f"{learner}-{incarnation}"
 
     def fault(self, source, what):
         """Put down that something is wrong."""
@@ -134,3 +146,6 @@ def fork(target, *arguments):
         with contextlib.suppress(BaseException):
             os._exit(status)
     return child
+
+
+assert _PAGE % ENTRY.size == 0

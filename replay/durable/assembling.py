@@ -11,7 +11,7 @@ import numpy as np
 
 from fornix.common.messages import FIRST, LAST
 from fornix.replay.durable.file import LEFT, NO_LANE
-from fornix.replay.durable.source import MemoryReader
+from fornix.replay.durable.reader import MemoryReader
 from fornix.replay.stacking import Numbers
 
 _Lane = tuple[int, int, int]  # a writer's cell and opening, and its lane

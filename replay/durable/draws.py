@@ -98,8 +98,11 @@ class DrawsFile:
             *whole, surplus, maximum, relative = _COUNTS.unpack(record)
             counts, then = Counts._make([*whole, surplus]), relative + self._base
         times = self._times_of(rows)
-        self._times[:] = 0
         powers, known = self._powers_of(rows)
+        others = np.ones(self._slots, np.bool_)
+        others[rows % self._slots] = False  # these stay, should the process die before it puts them down
+        for entries in (self._times, self._marks):
+            entries[others[: len(entries)]] = 0
         return Kept(counts, maximum, then, powers, known, times)
 
     @property

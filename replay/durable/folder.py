@@ -110,6 +110,7 @@ class Folder:
         self._draws: dict[str, DrawsFile] = {}
         self._due = self._look = clock() + period_s
         self._busy: list[str] | None = None  # tables in the sync that is under way
+        self._news = False
         self._remove_strangers()
 
     @property
@@ -166,6 +167,8 @@ class Folder:
         """Let go of the files of a table that could not be made."""
         if name not in self._contents.tables:
             self._forget(name, self._rows_name(), self._draws_name())
+            self.disk.remove(self._rows_name())  # what was begun, perhaps
+            self.disk.remove(self._draws_name())
 
     def drop(self, name: str) -> None:
         """Remove a table's files; it is gone from the disk once this returns."""
@@ -211,18 +214,21 @@ class Folder:
         self._await_flusher()
 
     def tick(self) -> bool:
-        """Begin a sync where one is due, and take note of one that is done; return whether one is.
+        """Begin a sync where one is due; return whether one has been done since the last call.
 
         Raises:
             DiskError: if the disk did not take it.
         """
         if self._busy is not None:
             self._look = self._clock() + _LOOK_S
-            return self._flusher.done() and self._finish()
-        wanted = any(log.wants_sync(memory.ring.head) for memory, log in self._memories.values())
-        if wanted or self._clock() >= self._due:
-            self._begin()
-        return False
+            if self._flusher.done():
+                self._finish()
+        else:
+            wanted = any(log.wants_sync(memory.ring.head) for memory, log in self._memories.values())
+            if wanted or self._clock() >= self._due:
+                self._begin()
+        news, self._news = self._news, False
+        return news
 
     def patience_s(self) -> float | None:
         """Return in how many seconds `tick` has something to do; None while there is nothing."""
@@ -255,7 +261,7 @@ class Folder:
         files: list[File] = []
         busy = []
         for name, (memory, log) in self._memories.items():
-            if log.sync_begins(memory.ring.head, memory.writers):
+            if log.sync_begins(memory.ring.head, memory.writers, memory.episodes):
                 files.append(log.columns.file.file)
                 busy.append(name)
         for name, draws in self._draws.items():
@@ -268,7 +274,7 @@ class Folder:
             self._look = self._clock() + _LOOK_S
             self._flusher.begin(files)
 
-    def _finish(self) -> bool:
+    def _finish(self) -> None:
         for name in self._busy or ():
             if name in self._memories:
                 memory, log = self._memories[name]
@@ -276,7 +282,7 @@ class Folder:
             if name in self._draws:
                 self._draws[name].synced()
         self._busy = None
-        return True
+        self._news = True
 
     def _await_flusher(self) -> None:
         while self._busy is not None:

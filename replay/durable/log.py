@@ -44,6 +44,7 @@ class MemoryLog:
         self.columns = columns
         self._file = columns.file
         self._state = state
+        self._state_at = durable  # how many rows there were when it was put down
         self._opening = opening
         self._free = sorted(set(range(MAX_WRITERS)), reverse=True)
         self._recorded: dict[int, tuple[int, int]] = {}  # by writer's cell: sequence and head
@@ -158,13 +159,13 @@ class MemoryLog:
 
     def reset(self, head: int) -> None:
         """All rows below `head` have been forgotten."""
-        self._state = self._state._replace(forgotten=head - self.columns.base)
-        self.put_state(head)
+        self.put_state(head, forgotten=head - self.columns.base, episodes=0)
 
     def put_state(self, head: int, **changes: Any) -> None:
         """Put down the state, with changes."""
         self._state = self._state._replace(**changes)
         self._file.state.write(self._state.packed(), head - self.columns.base)
+        self._state_at = head
         self._version += 1
 
     @property
@@ -172,8 +173,16 @@ class MemoryLog:
         """Whether there is anything that the last sync didn't cover."""
         return self._version != self._synced_version
 
-    def sync_begins(self, head: int, writers: Mapping[str, Writer]) -> bool:
-        """Note what a sync that begins now covers; return whether there is anything new."""
+    def sync_begins(self, head: int, writers: Mapping[str, Writer], episodes: int) -> bool:
+        """Note what a sync that begins now covers; return whether there is anything new.
+
+        Args:
+            head: of the memory.
+            writers: of the memory.
+            episodes: that have ended in it; those since the state was put down follow from the rows.
+        """
+        if head - self._state_at > self._guard:
+            self.put_state(head, episodes=episodes)
         for writer in writers.values():
             sequence, put_at = self._recorded[writer.at]
             if writer.sequence != sequence and head - put_at > self._guard:

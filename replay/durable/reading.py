@@ -16,7 +16,8 @@ from fornix.common.signature import Signature, frame_name
 from fornix.common.specs import TableSpec
 from fornix.replay.durable.assembling import Assembled, Assembler
 from fornix.replay.durable.file import LEFT
-from fornix.replay.durable.source import CHUNK_NBYTES, Chunk, MemoryReader, Source
+from fornix.replay.durable.reader import CHUNK_NBYTES, Chunk, MemoryReader
+from fornix.replay.durable.source import Source
 from fornix.replay.episodes import Episode
 from fornix.replay.stacking import Numbers
 from fornix.replay.storage import EXTRA_PREFIX
@@ -62,8 +63,7 @@ def rows(folder: Path, table: str, nbytes: int = CHUNK_NBYTES) -> Iterator[Rows]
         StorageError: if the folder can't be read.
         UnknownTableError: if it has no such table.
     """
-    with Source(folder) as source:
-        memory = source.memory(table)
+    with Source(folder) as source, source.memory(table) as memory:
         names = memory.cut.names()
         for numbers in memory.ranges(nbytes):
             yield _decoded(memory, memory.read(numbers), names)
@@ -86,8 +86,7 @@ def episodes(folder: Path, table: str) -> tuple[Signature, Iterator[Episode]]:
 
 
 def _episodes(folder: Path, table: str) -> Iterator[Episode]:
-    with Source(folder) as source:
-        memory = source.memory(table)
+    with Source(folder) as source, source.memory(table) as memory:
         assembler = Assembler(memory)
         names = memory.cut.names()
         for found in assembler.episodes():

@@ -124,16 +124,17 @@ def find(file: RowsFile, boot: str) -> tuple[Found, Scan]:
     Raises:
         StorageError: if not even the state of the memory is there.
     """
-    state = _state(file, None)
+    state, _ = _state_at(file, None)
     scan = Scan(file, state)
     writers = _writers(file)
     watermark = file.watermark()
     if watermark is None:  # both are damaged
         known = scan.numbers[scan.whole]
         watermark = int(known.min()) if len(known) else state.first
-    head = _head(scan, writers, watermark)
-    state = _state(file, head)
     same_boot = bool(boot) and boot == state.boot
+    # whatever was written in this running of the machine is there, what opened the writers too
+    head = _head(scan, None if same_boot else writers, watermark)
+    state, since = _state_at(file, head)
     lossy = not state.clean and not same_boot
     tail = _tail(file, state, head, lossy)
     rows = np.arange(tail, head)
@@ -145,7 +146,7 @@ def find(file: RowsFile, boot: str) -> tuple[Found, Scan]:
     openings = [WriterRecord.of(copy.record).opening for copies in writers.values() for copy in copies]
     return (
         Found(
-            state=state,
+            state=state._replace(episodes=state.episodes + _ended(kept, step_type, since)),
             tail=tail,
             head=head,
             watermark=watermark,
@@ -192,8 +193,11 @@ def _link(columns: DurableColumns, found: Found, scan: Scan, rows: Numbers) -> N
     forward[rows[step_type == LAST] % slots] = ends
 
 
-def _state(file: RowsFile, head: int | None) -> State:
-    """Return the newest state, or the newest of a time when there were no more than `head` rows."""
+def _state_at(file: RowsFile, head: int | None) -> tuple[State, int]:
+    """Return the newest state, or the newest of a time when there were no more than `head` rows.
+
+    Beside it, how many there were.
+    """
     copies = file.state.copies()
     if not copies:
         raise StorageError(
@@ -201,21 +205,23 @@ def _state(file: RowsFile, head: int | None) -> State:
             "snapshot"
         )
     fitting = (copy for copy in copies if head is None or copy.head <= head)
-    return State.of(next(fitting, copies[-1]).record)
+    copy = next(fitting, copies[-1])
+    return State.of(copy.record), copy.head
 
 
 def _writers(file: RowsFile) -> dict[int, list[Copy]]:
     return {at: copies for at in file.used_writers() if (copies := file.writer(at).copies())}
 
 
-def _head(scan: Scan, writers: dict[int, list[Copy]], watermark: int) -> int:
-    """Return the end of the rows that go on from the watermark."""
+def _head(scan: Scan, writers: dict[int, list[Copy]] | None, watermark: int) -> int:
+    """Return the end of the rows that go on from the watermark; of these writers, if any are given."""
     end = scan.run_from(watermark)
     if end == watermark:
         return watermark
     rows = np.arange(watermark, end)
     whole = rows_are_whole(scan.file, rows % scan.slots)
-    bad = np.flatnonzero(~whole | ~_writer_known(scan, writers, rows))
+    known = np.True_ if writers is None else _writer_known(scan, writers, rows)
+    bad = np.flatnonzero(~(whole & known))
     end = int(rows[bad[0]]) if len(bad) else end
     return end if end == watermark else _whole_requests(scan, watermark, end)
 
@@ -312,10 +318,15 @@ def _newest_of_lanes(scan: Scan, chosen: dict[int, WriterRecord], rows: Numbers)
 
 
 def _answers(scan: Scan, rows: Numbers, sequence: Numbers) -> list[tuple[int, Numbers]]:
-    """Return the last requests of one writer, and the newest row of each lane in order of appearance."""
+    """Return the last requests of one writer, and the newest row of each lane in order of appearance.
+
+    Those that have lost a row to the tail can't be answered again.
+    """
     answers = []
     for number in np.unique(sequence)[-8:]:
         mine = rows[sequence == number]
+        if len(mine) < int(scan.field("count", mine[:1])[0]):
+            continue
         mine = mine[scan.field("step_type", mine) != LEFT]
         lane = scan.field("lane", mine)
         _, appearance = np.unique(lane, return_index=True)
@@ -323,6 +334,11 @@ def _answers(scan: Scan, rows: Numbers, sequence: Numbers) -> list[tuple[int, Nu
         newest = mine[len(mine) - 1 - from_end]
         answers.append((int(number), newest[np.argsort(appearance)]))
     return answers
+
+
+def _ended(rows: Numbers, step_type: NDArray[Any], since: int) -> int:
+    """Return how many episodes have ended with rows, int64 [K], from `since` on."""
+    return int(np.count_nonzero((rows >= since) & (step_type == LAST)))
 
 
 def _newest_policy(scan: Scan, rows: Numbers, step_type: NDArray[Any]) -> int:

@@ -6,7 +6,6 @@ first, some megabytes at a time. After each part the floor says which of its row
 overwritten meanwhile; these, and all before them, are left out. The rest are checked by their checksums.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +13,18 @@ from typing import NamedTuple
 
 from fornix.common.errors import StorageError
 from fornix.replay.durable.building import Builder, Shape
-from fornix.replay.durable.disk import Disk, FolderDisk
+from fornix.replay.durable.disk import Disk
 from fornix.replay.durable.draws import COUNTS_AT
-from fornix.replay.durable.folder import TABLES, Contents, Entry, write_contents
-from fornix.replay.durable.source import CHUNK_NBYTES, MemoryReader, Source
+from fornix.replay.durable.folder import Entry
+from fornix.replay.durable.making import new_disk, publish, remove, require_new
+from fornix.replay.durable.reader import CHUNK_NBYTES, MemoryReader
+from fornix.replay.durable.source import Source
 
 #: Part of the time that goes by without copying, so that others have the memory and the disk too.
 PAUSE = 0.5
 _TRIES = 5
 _STEADY_TRIES = 20
+_LONGEST_S = 1.0
 
 
 class Copied(NamedTuple):
@@ -76,46 +78,6 @@ def snapshot(
         f"the tables of {folder} have changed {_TRIES} times while they were copied; take the snapshot "
         f"while none is created, dropped, reset, limited otherwise, or written anew within seconds"
     )
-
-
-def require_new(dest: Path) -> None:
-    """Raise StorageError if a folder that is to be made is there."""
-    if dest.exists() or dest.is_symlink():
-        raise StorageError(f"{dest} is there already; name a folder that is not")
-
-
-def new_disk(partial: Path) -> FolderDisk:
-    """Return a new folder; what is left of one that was not finished is removed.
-
-    Raises:
-        StorageError: if another is making it, or it holds other files.
-    """
-    disk = FolderDisk(partial)
-    strangers = [name for name in disk.names() if not name.startswith(("rows-", "draws-", TABLES))]
-    if strangers:
-        disk.close()
-        raise StorageError(f"{partial} holds {strangers[0]!r}, which is no part of a snapshot; remove it")
-    for name in disk.names():
-        disk.remove(name)
-    return disk
-
-
-def publish(disk: FolderDisk, partial: Path, dest: Path, contents: Contents) -> None:
-    """Put down what a folder holds, whose files are on the disk, and give it its name."""
-    write_contents(disk, contents)
-    require_new(dest)
-    try:
-        partial.rename(dest)
-    except OSError as error:
-        raise StorageError(f"{partial} can't be named {dest}: {error.strerror}; name it yourself") from None
-    disk.close()
-    FolderDisk(dest.parent, writable=False).sync()
-
-
-def remove(disk: FolderDisk, partial: Path) -> None:
-    """Remove a folder that was not finished."""
-    shutil.rmtree(partial, ignore_errors=True)
-    disk.close()
 
 
 def _copy(
@@ -207,5 +169,5 @@ class _Pacer:
 
     def wait(self) -> None:
         """The work that began when this was last called, or made, is done."""
-        time.sleep((time.perf_counter() - self._began) * self._ratio)
+        time.sleep(min(_LONGEST_S, (time.perf_counter() - self._began) * self._ratio))
         self._began = time.perf_counter()

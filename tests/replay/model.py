@@ -4,6 +4,7 @@ Every row that ever came is kept. A row counts as gone once it lies below the ta
 drawn is looked for anew, among all rows, whenever something has happened.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -21,9 +22,8 @@ UNITS_KEPT = 4
 def tail_after(tail, head, capacity, more):
     """Return the tail once `more` rows have come; from 256 rows on it moves in blocks, and ahead."""
     block = min(capacity // 256, 4096)
-    if head + more - tail <= capacity - block:
-        return tail
-    return head + more - (capacity - 2 * block)
+    needed = head + more - capacity + block
+    return max(tail, math.ceil(needed / block) * block if block else needed)
 
 
 @dataclass

@@ -387,13 +387,18 @@ class TestRefusals:
             path = f"/proc/{os.getpid()}/fd/{descriptor}"
             assert "no regular file" in refusal(changed(told, path=path))
 
-    def test_files_that_may_shrink(self, told, tmp_path):
-        content = Path(told.path).read_bytes()
-        (tmp_path / "file").write_bytes(content)
-        with open(tmp_path / "file", "rb") as on_disk, memory_file(content) as in_memory:
-            for descriptor in (on_disk.fileno(), in_memory):
-                path = f"/proc/{os.getpid()}/fd/{descriptor}"
-                assert "not sealed" in refusal(changed(told, path=path))
+    def test_files_in_memory_that_may_shrink(self, told):
+        with memory_file(Path(told.path).read_bytes()) as descriptor:
+            path = f"/proc/{os.getpid()}/fd/{descriptor}"
+            assert "not sealed" in refusal(changed(told, path=path))
+
+    def test_files_on_a_disk_that_others_may_shrink(self, told, tmp_path, monkeypatch):
+        (tmp_path / "file").write_bytes(Path(told.path).read_bytes())
+        with open(tmp_path / "file", "rb") as file:
+            path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+            MappedFrames.open(changed(told, path=path), FLAT).close()
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+            assert "nor this user's own" in refusal(changed(told, path=path))
 
     @pytest.mark.parametrize("at", [0, 6, 7, 8, 23])
     def test_files_of_another_kind_version_or_server(self, told, at):

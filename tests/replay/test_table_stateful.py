@@ -18,6 +18,7 @@ plans = st.lists(st.tuples(some, st.sampled_from([M, M, M, M, END, CUT])), min_s
 class TablesAgainstModel(RuleBasedStateMachine):
     """Does the same to a memory with its tables and to the model, and compares all that either says."""
 
+    makes = Both
     capacities = range(8, 41)
     most_requests = 12
 
@@ -26,7 +27,7 @@ class TablesAgainstModel(RuleBasedStateMachine):
         """With any samplers, in use for any units: of a seed, or hypothesis would try few together."""
         rng = random.Random(seed)
         sampler, capacity = a_sampler(rng), rng.choice(self.capacities)
-        self.both = Both(capacity, rng.randint(1, 4), sampler, rng.choice(LIKE), seed)
+        self.both = self.makes(capacity, rng.randint(1, 4), sampler, rng.choice(LIKE), seed)
         self.both.open_writer("a", 2)
         for _ in range(1, tables):
             self.another_table_draws_from_the_rows(rng.random(), rng.randint(1, 4), rng.getrandbits(32))

@@ -34,7 +34,13 @@ def test_nothing_is_lost_when_everything_is_killed(tmp_path):
     assert counts["server kills under load"] >= SHORT["server-kills"]
     assert counts["forced retries"] >= SHORT["retries"]
     assert counts["stacks checked in sampled batches"] >= SHORT["stacks"]
-    for name in ("rows checked", "answers checked", "stacks checked at the end", "cut episodes looked at"):
+    for name in (
+        "rows checked",
+        "drawn rows looked up",
+        "answers checked",
+        "stacks checked at the end",
+        "cut rows looked up",
+    ):
         assert counts[name] > 0, name
     assert all(count > 0 for count in counts["messages lost, doubled, late"])
     assert not list(tmp_path.iterdir()), "it leaves nothing when all is well"

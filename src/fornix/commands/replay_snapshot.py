@@ -1,9 +1,10 @@
 """`fornix replay snapshot`: a copy of a data folder, while its server serves."""
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from fornix.commands.shared import command_parser, log_as
@@ -21,7 +22,6 @@ fornix replay verify backup-monday
 fornix replay --data backup-monday
 """
 _LOG_EVERY_S = 2.0
-_NICENESS = 10
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -42,13 +42,26 @@ def main(arguments: Sequence[str]) -> int:
 def _snapshot(folder: Path, dest: Path, pause: float) -> int:
     from fornix.replay.durable.snapshot import snapshot
 
-    os.nice(_NICENESS)
-    copied = snapshot(folder, dest, pause, _Progress())
+    with _behind_others():
+        copied = snapshot(folder, dest, pause, _Progress())
     for each in copied:
         damaged = f"; {each.damaged:,} are damaged and left out" if each.damaged else ""
         print(f"copied {each.rows:,} rows of table {each.table!r}{damaged}")
     print(f"{folder} is copied to {dest}")
     return 0
+
+
+@contextlib.contextmanager
+def _behind_others() -> Iterator[None]:
+    """Let whoever else wants to run go first."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, *before)
 
 
 class _Progress:

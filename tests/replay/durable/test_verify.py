@@ -13,8 +13,9 @@ from fornix.commands.replay_verify import main
 from fornix.common.errors import StorageError
 from fornix.common.specs import LimiterSpec, SamplerSpec, TableSpec
 from fornix.replay.durable.disk import FolderDisk
-from fornix.replay.durable.file import CELL_NBYTES, RowsFile, record_checks
+from fornix.replay.durable.file import CELL_NBYTES, RowsFile, State, record_checks
 from fornix.replay.durable.folder import TABLES
+from fornix.replay.durable.snapshot import snapshot
 from fornix.replay.durable.verify import verify
 
 from .served import SMALL, Scribe, a_spec, served, written_by_a_process
@@ -274,3 +275,24 @@ def test_a_queue_is_whole(tmp_path):
         Scribe(client, table="q").write(5)
         client.sample("q", 3).result()
     assert faults(tmp_path) == []
+
+
+def test_what_a_power_cut_has_left_behind_the_head_is_no_fault(tmp_path):
+    with written_by_a_process(tmp_path, 300):
+        time.sleep(0.3)
+    with Opened(tmp_path) as opened:
+        file, newest = opened.file, opened.newest
+        state = State.of(file.state.copies()[0].record)
+        file.state.write(state._replace(boot="another").packed(), newest)
+        watermark = file.watermark()
+        lost = np.arange(watermark, newest + 1) % file.meta.slots
+        for slot in lost[::3]:
+            file.arrays["action"][slot] += 1
+    assert faults(tmp_path) == []
+    (copied,) = snapshot(tmp_path, tmp_path / "copy")
+    assert copied.damaged == 0
+    assert faults(tmp_path / "copy") == []
+    with served(tmp_path) as client, served(tmp_path / "copy") as copy:
+        ours, theirs = (each.service._catalog["t"].table.memory for each in (client, copy))
+        assert len(ours.ring) == len(theirs.ring) > 0
+        assert ours.writers.keys() == theirs.writers.keys()
