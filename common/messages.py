@@ -59,6 +59,9 @@ class Welcome(Reply):
     type = "welcome"
     server: str
     tables: dict[TableName, Signature]
+    lives: dict[TableName, Count] = Field(default_factory=dict)
+    """Of tables whose rows are kept on a disk: a number that is another one after a start at which what had
+    been acknowledged may have been lost."""
 
 
 class CreateTable(Request):
@@ -190,8 +193,8 @@ class Stacks(Reply):
     memory: Count = 0
     """The number of the mapped memory that the client finds these stacks in; 0 where it need not."""
     durable: Count | None = None
-    """Of an `observe`: all requests of the writer up to this number are on the server's disk, so that a power
-    cut takes none of them; None for a server that keeps its memory in RAM."""
+    """Of an `observe`: all requests of the writer up to this number are on the server's disk, so that a
+    power cut takes none of them; None for a server that keeps its memory in RAM."""
     held_s: float = 0.0
     """How long the limiter held the request back."""
 

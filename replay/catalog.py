@@ -84,6 +84,15 @@ class Catalog:
         """Return what every table is now."""
         return {name: place.table.spec for name, place in self._places.items()}
 
+    def lives(self) -> dict[str, int]:
+        """Return the lives of all memories that are kept, by the table that has the rows."""
+        places = ((name, place.table) for name, place in self._places.items())
+        return {
+            name: table.memory.log.life
+            for name, table in places
+            if table.memory.log is not None and table.spec.rows_of is None
+        }
+
     def writable(self, name: str) -> Place:
         """Return the place of a table that has rows of its own, or raise InvalidRequestError."""
         place = self[name]
@@ -158,14 +167,14 @@ class Catalog:
             self._above = max(self._above, place.table.memory.ring.head)
         del self._places[name]
 
-    def close(self) -> None:
-        """Drop everything."""
+    def close(self, failed: bool = False) -> None:
+        """Let go of everything; if something has `failed`, without a word to the disk."""
         for place in list(self):
             place.table.note()
             place.close(self.folder is None)
         self._places.clear()
         if self.folder is not None:
-            self.folder.close()
+            self.folder.abandon_all() if failed else self.folder.close()
 
     def memory_used(self) -> int:
         """Return the bytes that all tables take."""

@@ -39,6 +39,15 @@ def check_steps(signature: Signature, capacity: int, writer: Writer, request: Ob
         check_stacks(signature, rows)
 
 
+def check_leaving(rows: int, leaving: int, most: int) -> None:
+    """Raise InvalidRequestError if rows and lanes that leave are more than may be ahead of the disk."""
+    if rows + leaving > most:
+        raise InvalidRequestError(
+            f"{leaving} lanes leave with {rows} rows; a table that is kept takes {most} of both in one "
+            f"request; let the lanes leave in a request of their own"
+        )
+
+
 def check_keys(key: Array) -> None:
     """Raise InvalidRequestError unless these are at most so many keys as one request may name."""
     if key.ndim != 1 or key.dtype != np.int64:

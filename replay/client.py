@@ -73,7 +73,7 @@ class Client:
     def __init__(self, transport: Transport, name: str = "client", memory: MemoryChoice = "socket") -> None:
         self._transport = transport
         self._maps = Maps(transport, memory, name)
-        self._fetch = Fetch(transport, self._maps, self.signature)
+        self._fetch = Fetch(transport, self._maps, self.signature, self.hello)
         self._name = name
         self._session = session_of(name)
         self._iterators: weakref.WeakSet[Prefetch[Any]] = weakref.WeakSet()
@@ -160,13 +160,7 @@ class Client:
 
     def signature(self, table: str) -> Signature:
         """Return a table's signature, or raise UnknownTableError."""
-        tables = self.hello().tables
-        if table not in tables:
-            raise UnknownTableError(
-                f"there is no table {table!r}{nearest(table, tables)}; tables: "
-                f"{', '.join(sorted(tables)) or 'none yet'}; create it first"
-            )
-        return tables[table]
+        return _signature_of(table, self.hello())
 
     def memory_path(self, table: str) -> MemoryPath:
         """Return how a table's frames come to this client; waits until that is decided.
@@ -190,11 +184,13 @@ class Client:
         Raises:
             UnknownTableError, FencedError, InvalidRequestError: as the server refuses it.
         """
-        signature = self.signature(table)
+        welcome = self.hello()
+        signature = _signature_of(table, welcome)
         incarnation = time.time_ns() if incarnation is None else incarnation
         request = make(OpenWriter, table=table, writer=name, incarnation=incarnation, lanes=lanes)
         sequence = self._ask(request, WriterOpened).sequence
-        return Writer(self._fetch, table, signature, name, incarnation, lanes, sequence)
+        life = welcome.lives.get(table, 0)
+        return Writer(self._fetch, table, signature, name, incarnation, lanes, sequence, life)
 
     def stacks(self, table: str, keys: NDArray[np.int64]) -> Stacks:
         """Return the stacks of steps by their keys, or raise EvictedError."""
@@ -292,6 +288,16 @@ class Client:
 
     def _ask(self, request: Request, kind: type[ReplyT]) -> ReplyT:
         return Pending(self._transport, request, expect(kind)).result()
+
+
+def _signature_of(table: str, welcome: Welcome) -> Signature:
+    tables = welcome.tables
+    if table not in tables:
+        raise UnknownTableError(
+            f"there is no table {table!r}{nearest(table, tables)}; tables: "
+            f"{', '.join(sorted(tables)) or 'none yet'}; create it first"
+        )
+    return tables[table]
 
 
 def _sample(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fornix.common import trees
 from fornix.common.errors import ProtocolError, UnknownTableError
-from fornix.common.messages import MAX_BATCH, Batch, Reply, Request, Sample, StackQuery, Stacks
+from fornix.common.messages import MAX_BATCH, Batch, Reply, Request, Sample, StackQuery, Stacks, Welcome
 from fornix.common.signature import Signature
 from fornix.common.transport import Transport
 from fornix.replay import refill
@@ -74,12 +74,20 @@ class Fetch:
         transport: to the server.
         maps: the memories that are mapped.
         signature: asks the server for a table's signature.
+        welcome: says hello to the server, and returns its answer.
     """
 
-    def __init__(self, transport: Transport, maps: Maps, signature: Callable[[str], Signature]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        maps: Maps,
+        signature: Callable[[str], Signature],
+        welcome: Callable[[], Welcome],
+    ) -> None:
         self._transport = transport
         self._maps = maps
         self._signature = signature
+        self._welcome = welcome
         self._forms: dict[str, Any] = {}
 
     def offers(self, table: str) -> bool:
@@ -109,6 +117,10 @@ class Fetch:
     def sent(self, request: Request, kind: type[ReplyT], table: str) -> Pending[ReplyT]:
         """Send a request whose reply is of a kind."""
         return self.send(request, partial(self.expect, kind, table))
+
+    def life(self, table: str) -> int:
+        """Return the life of a table whose rows the server keeps, as `Welcome` tells it; 0 of another."""
+        return self._welcome().lives.get(table, 0)
 
     def asked(self, request: Request) -> Reply:
         """Send a request, wait for its reply and return it, whatever it is."""

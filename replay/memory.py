@@ -22,7 +22,7 @@ from fornix.common.errors import (
 )
 from fornix.common.messages import FIRST, LAST, Observe, Stacks
 from fornix.common.signature import Signature, frame_name
-from fornix.replay.checks import check_stacks, check_steps
+from fornix.replay.checks import check_leaving, check_stacks, check_steps
 from fornix.replay.lanes import Runs, Writer
 from fornix.replay.ring import ENDS, Ring
 from fornix.replay.stacking import NONE, Numbers, Stacker
@@ -103,7 +103,7 @@ class Memory:
         memory.episodes = found.state.episodes
         for each in found.writers:
             memory._take_over(each, base, now)
-        memory.lose(found.broken + base)
+        memory.broken = found.broken + base
         memory._check_open_episodes()
         return memory
 
@@ -111,6 +111,11 @@ class Memory:
     def steps_ever(self) -> int:
         """Steps that have been written, and those that a reset forgot."""
         return self.ring.head - self._first
+
+    @property
+    def may_be_damaged(self) -> bool:
+        """Whether there are rows that are damaged, or have not been looked at since the server's start."""
+        return len(self.broken) > 0 or (self.log is not None and self.log.columns.unchecked > 0)
 
     def is_known_as(self, number: int) -> bool:
         """Whether clients know this memory, or what it was before the server's last start, by a number."""
@@ -173,6 +178,8 @@ class Memory:
         """
         writer = self._writer(request)
         check_steps(self.signature, self.steps, writer, request)
+        if self.log is not None and request.leave is not None:
+            check_leaving(len(request.lane), len(_leaving(writer, request)), self.log.guard)
         return writer
 
     def observe(self, request: Observe, now: float) -> Stacks:
@@ -232,6 +239,8 @@ class Memory:
         there = (keys >= tail) & (keys < head)
         places, oldest = stacker.places(np.where(there, keys, tail))
         whole: NDArray[np.bool_] = there & (oldest >= tail) & self._undamaged(places)
+        if self.log is not None:
+            whole &= ~self.log.columns.is_left(keys)
         if not whole.all():
             held = f"the steps {tail} to {head - 1}" if head > tail else "no steps yet"
             raise EvictedError(
@@ -390,13 +399,13 @@ class Memory:
     def _append(self, writer: Writer, runs: Runs, request: Observe, before: int) -> Numbers:
         """Write the rows, and return the newest of each lane, in the order of the lanes' first rows."""
         ring, count = self.ring, len(request.lane)
-        links = runs.follow(writer, ring.head)
+        follows = runs.follow(writer, ring.head)
         returns = runs.returns(writer, request.reward)
         tail = ring.tail_after(count)
         for reader in self.readers:
             reader.make_room(count)
         predecessor, first, position = (
-            _as_it_came(values, runs) for values in (links.predecessor, links.first, links.position)
+            _as_it_came(values, runs) for values in (follows.predecessor, follows.first, follows.position)
         )
         numbers = np.arange(ring.head, ring.head + count)
         payload = self._rows(request, runs.kinds[FIRST] > 0)
@@ -405,17 +414,20 @@ class Memory:
             "first": np.minimum(numbers - first, ENDS),
             "position": position,
         }
+        records = None
+        if self.log is not None:  # made first: whatever fails in that has changed nothing in the file
+            back, returned = np.minimum(numbers - predecessor, ENDS), _as_it_came(returns, runs)
+            links = placed | {"back": back, "returned": returned}
+            records = self.log.records(writer, request, numbers, payload, links, before)
         ring.append(payload | placed, predecessor, tail)
-        if self.log is not None:
-            placed["back"] = np.minimum(numbers - predecessor, ENDS)
-            placed["returned"] = _as_it_came(returns, runs)
-            self.log.wrote(writer, request, numbers, payload, placed, before)
+        if self.log is not None and records is not None:
+            self.log.wrote(numbers, records)
         if runs.kinds[LAST]:
             ring.end(numbers[request.step_type == LAST])
-            self._count_episodes(returns, links.position, runs)
+            self._count_episodes(returns, follows.position, runs)
         for reader in self.readers:
             reader.arrive(numbers, count - runs.kinds[FIRST])
-        return self._go_on(writer, runs, numbers, links.first, links.position, returns)
+        return self._go_on(writer, runs, numbers, follows.first, follows.position, returns)
 
     def _go_on(
         self,
@@ -484,8 +496,8 @@ class Memory:
         for reader in self.readers:
             reader.make_room(count)
         numbers = np.arange(ring.head, ring.head + count)
-        ring.append({}, numbers, tail)
         self.log.left(writer, request, numbers, lanes, len(request.lane))
+        ring.append({}, numbers, tail)
         for reader in self.readers:
             reader.arrive(numbers, 0)
         return count

@@ -59,6 +59,10 @@ def serve(
         else:
             _LOG.info("keeps its rows in %s", data)
         server.serve()
+    except BaseException:
+        service.close(failed=True)
+        raise
+    else:
+        service.close()
     finally:
         server.close()
-        service.close()

@@ -118,7 +118,7 @@ class ReplayService:
             raise  # nothing more can be promised
         except Exception as error:  # a fault of ours must not end the server
             reply = self.refuse(error)
-        if place is not None:
+        if place is not None and not isinstance(request, Observe | Sample):  # these see to it themselves
             place.table.note()
         if reply is not None:
             yield ticket, reply
@@ -152,9 +152,9 @@ class ReplayService:
         due = self._folder.patience_s()
         return patience if due is None else due if patience is None else min(patience, due)
 
-    def close(self) -> None:
-        """Let go of the memory."""
-        self._catalog.close()
+    def close(self, failed: bool = False) -> None:
+        """Let go of the memory; if something has `failed`, without saying in the files that all is well."""
+        self._catalog.close(failed)
 
     @singledispatchmethod
     def _handle(self, request: Request, ticket: Ticket) -> Reply | None:
@@ -165,7 +165,7 @@ class ReplayService:
         for name, expected in request.expects.items():
             self._catalog[name].table.spec.signature.require_equal(name, expected)
         tables = {name: spec.signature for name, spec in self._catalog.specs().items()}
-        return Welcome(server=self._version, tables=tables)
+        return Welcome(server=self._version, tables=tables, lives=self._catalog.lives())
 
     @_handle.register
     def _(self, request: CreateTable, ticket: Ticket) -> Reply:
@@ -202,7 +202,9 @@ class ReplayService:
                 message=f"the memory of table {request.table!r} can't be mapped: this server shares none; "
                 f"use the socket",
             )
-        return found.model_copy(update={"memory": memory.number, "own": table.spec.rows_of is None})
+        # what is not known to be whole, a client must not read unasked
+        own = table.spec.rows_of is None and not memory.may_be_damaged
+        return found.model_copy(update={"memory": memory.number, "own": own})
 
     @_handle.register
     def _(self, request: OpenWriter, ticket: Ticket) -> Reply:

@@ -72,6 +72,7 @@ class Table:
         if kept is not None and recover is not None:
             self.spec = recover
             self._recover(rows, kept)
+        self._keep()  # not before: a death in between must leave what the file says
         self.note()
         memory.readers.append(self)
 
@@ -85,10 +86,6 @@ class Table:
             Priorities(slots, sampler.priority_exponent) if sampler.kind == "prioritized" else None
         )
         self._times = TimesSampled(slots, sampler.uses)
-        if self._draws is not None:
-            self._times.changed = self._draws.put_times
-            if self._priorities is not None:
-                self._priorities.changed = self._draws.put_priorities
         self._begin_rows(np.arange(self._tail, self._ring.head))
         self.limiter.lose(-self._draws_left(self._tail, self._ring.head))
 
@@ -105,6 +102,18 @@ class Table:
             powers = np.where(kept.known, kept.powers, self._priorities.power(np.float64(kept.maximum)))
             self._priorities.restore(rows, powers)
         self._times.restore(rows, kept.times)
+        uses = self.spec.sampler.uses
+        if uses is not None:  # the times are kept by row, and may be ahead of the counts
+            counts, left = self.limiter.counts(), self._draws_left(self._tail, ring.head)
+            self.limiter.lose(uses * counts.inserts - counts.consumed - counts.lost - left)
+
+    def _keep(self) -> None:
+        """Put down each change of priorities and times from now on."""
+        if self._draws is None:
+            return
+        self._times.changed = self._draws.put_times
+        if self._priorities is not None:
+            self._priorities.changed = self._draws.put_priorities
 
     def note(self) -> None:
         """Put down what has been counted, if anything but inserts has: those follow from the rows.
@@ -191,6 +200,7 @@ class Table:
         """Forget everything, as the memory has."""
         self._tail = self._ring.tail
         self._begin()
+        self._keep()
         self._noted = None  # what was put down is not true any more
 
     def close(self) -> None:

@@ -79,8 +79,10 @@ class Writer:
         incarnation: int,
         lanes: int,
         sequence: int,
+        life: int = 0,
     ) -> None:
         self._fetch = fetch
+        self._life = life
         self._table = table
         self.signature = signature
         self.name = name
@@ -191,7 +193,7 @@ class Writer:
 
     def _finish(self, request: Observe, reply: Reply) -> Stacks:
         if isinstance(reply, Refused) and reply.code in _LOST:
-            reply = self._catch_up(request, reply)
+            reply = self._caught_up(request, reply)
         if isinstance(reply, Stacks):
             self._next = max(self._next, request.sequence + 1)
             self._keep(request, reply.durable)
@@ -210,18 +212,27 @@ class Writer:
         while self._kept and self._kept[0].sequence <= durable:
             self._kept.popleft()
 
-    def _catch_up(self, request: Observe, refused: Refused) -> Reply:
+    def _caught_up(self, request: Observe, refused: Refused) -> Reply:
         """Send a server what it has lost, then `request` again; return the answer to that.
 
-        If the server has lost more than is kept, the refusal stands.
+        The refusal stands where nothing was lost: where the server has forgotten the writer, or was told to
+        forget its rows. It stands too if more was lost than is kept.
         """
+        life = self._fetch.life(self._table)
+        if life in (0, self._life):
+            return refused
         opening = make(
             OpenWriter, table=self._table, writer=self.name, incarnation=self.incarnation, lanes=self.lanes
         )
-        due = self._fetch.sent(opening, WriterOpened, self._table).result().sequence
-        again = [kept for kept in self._kept if kept.sequence >= due]
-        if [kept.sequence for kept in again] != list(range(due, request.sequence)):
+        reply = self._fetch.asked(opening)
+        if not isinstance(reply, WriterOpened):
+            return reply
+        again = [kept for kept in self._kept if kept.sequence >= reply.sequence]
+        if [kept.sequence for kept in again] != list(range(reply.sequence, request.sequence)):
             return refused
         for kept in again:
-            self._fetch.sent(kept.asked_again(), Stacks, self._table).result()
+            reply = self._fetch.asked(kept.asked_again())
+            if not isinstance(reply, Stacks):
+                return reply
+        self._life = life
         return self._fetch.asked(request)

@@ -32,6 +32,7 @@ from fornix.replay.storage import (
 #: From so many bytes on, to ask the kernel to write costs less than to store them: pages that a sync has
 #: made clean take a page fault each to be stored to, three times the time that a page's write takes.
 _MANY_BYTES = 4096
+_AGAIN_ROWS = 4096
 
 
 class DurableColumns:
@@ -114,18 +115,15 @@ class DurableColumns:
         data = np.ascontiguousarray(values, self.arrays[name].dtype)
         self.file.file.write(offset + slots.start * (data.nbytes // len(data)), data)
 
-    def record(
-        self,
-        numbers: Numbers,
-        fields: Mapping[str, Any],
-        payload: Mapping[str, NDArray[Any]],
-    ) -> None:
-        """Close rows, whose payload has been written.
+    def closed(
+        self, numbers: Numbers, fields: Mapping[str, Any], payload: Mapping[str, NDArray[Any]]
+    ) -> NDArray[Any]:
+        """Return the records that close rows, RECORD [K].
 
         Args:
             numbers: int64 [K], consecutive.
             fields: the other fields of RECORD, each a value or [K].
-            payload: [K, ...] of each payload column.
+            payload: [K, ...] of each payload column, among others perhaps.
         """
         records = np.empty(len(numbers), RECORD)
         records["number"] = numbers - self.base
@@ -133,7 +131,35 @@ class DurableColumns:
             records[name] = values
         records["crc"] = self.file.packer.crc(records, payload)
         records["check"] = record_checks(records)
-        self._put(numbers, records)
+        return records
+
+    def put(self, numbers: Numbers, records: NDArray[Any]) -> None:
+        """Close rows, whose payload has been written."""
+        slots = numbers % self.capacity
+        first = len(records) if slots[-1] >= slots[0] else self.capacity - int(slots[0])
+        self._put_run(int(slots[0]), records[:first])
+        if first < len(records):
+            self._put_run(0, records[first:])
+        if self.unchecked:
+            self.unchecked -= int(np.count_nonzero(self._unchecked[slots]))
+            self._unchecked[slots] = False
+
+    def write_again(self, low: int, high: int) -> None:
+        """Write rows [low, high) again as they are: the disk may have failed to take them, unnoticed."""
+        for at in range(low, high, _AGAIN_ROWS):
+            numbers = np.arange(at, min(at + _AGAIN_ROWS, high))
+            slots = numbers % self.capacity
+            runs = np.split(slots, np.flatnonzero(np.diff(slots) < 0) + 1)
+            for run in runs:
+                part = slice(int(run[0]), int(run[-1]) + 1)
+                for name in (*self._payload, "back"):
+                    self.arrays[name][part] = self.arrays[name][part].copy()
+                self.file.records[part] = self.file.records[part].copy()
+
+    def is_left(self, numbers: Numbers) -> NDArray[np.bool_]:
+        """Return which rows, live or not, say that a lane has left."""
+        left: NDArray[np.bool_] = self.file.records["step_type"][numbers % self.capacity] == LEFT
+        return left
 
     def record_left(
         self, numbers: Numbers, lanes: NDArray[np.integer[Any]], fields: Mapping[str, Any]
@@ -147,7 +173,7 @@ class DurableColumns:
             payload[name] = np.zeros((len(numbers), *column.shape[1:]), column.dtype)
         for name in HEADER_COLUMNS:
             self.arrays[name][slots] = 0
-        self.record(
+        records = self.closed(
             numbers,
             dict(fields)
             | {
@@ -162,6 +188,7 @@ class DurableColumns:
             },
             payload,
         )
+        self.put(numbers, records)
 
     def not_checked(self, slots: Numbers) -> None:
         """Note that the payload in these slots must be checked before it is used."""
@@ -181,16 +208,6 @@ class DurableColumns:
         self._unchecked[due] = False
         self.unchecked -= len(due)
         return due[~rows_are_whole(self.file, due)]
-
-    def _put(self, numbers: Numbers, records: NDArray[Any]) -> None:
-        slots = numbers % self.capacity
-        first = len(records) if slots[-1] >= slots[0] else self.capacity - int(slots[0])
-        self._put_run(int(slots[0]), records[:first])
-        if first < len(records):
-            self._put_run(0, records[first:])
-        if self.unchecked:
-            self.unchecked -= int(np.count_nonzero(self._unchecked[slots]))
-            self._unchecked[slots] = False
 
     def _put_run(self, slot: int, records: NDArray[Any]) -> None:
         offset = self.file.places.columns["records"][0]

@@ -1,7 +1,7 @@
 """All that the durable memory asks of a file system: few things, so that a test can stand in for a disk.
 
 Files are created with their full size, all of it set aside: a mapped file with holes would end the
-process with SIGBUS when the disk is full. They never grow, and are written through their mapping alone.
+process with SIGBUS when the disk is full. They never grow.
 What was written is safe from the death of the process at once, and from a power cut after `sync`; until
 then a power cut may keep any of the 512-byte sectors and lose any.
 """
@@ -150,7 +150,7 @@ class FolderDisk:
                     path.unlink()
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise StorageError(self._no_room(nbytes)) from None
-            raise _unusable(path, error) from None
+            raise _failed(path, error) from None
 
     def open(self, name: str, writable: bool = True) -> File:
         """Return a file that is there."""
@@ -175,9 +175,12 @@ class FolderDisk:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.folder / name)
+        except OSError as error:
+            raise _failed(self.folder / name, error) from None
+        try:
             self.sync()
         except OSError as error:
-            raise _unusable(self.folder / name, error) from None
+            raise DiskError.of(error) from None  # which of the two files the disk has is unknown
 
     def read(self, name: str) -> bytes | None:
         """Return the bytes of a file."""
@@ -243,6 +246,10 @@ def array_of(file: File, offset: int, shape: tuple[int, ...], dtype: str | np.dt
 def _unusable(path: Path, error: Exception) -> StorageError:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return StorageError(f"{path} can't be used: {reason}; correct that, or name another folder")
+
+
+def _failed(path: Path, error: OSError) -> StorageError | DiskError:
+    return DiskError.of(error) if error.errno == errno.EIO else _unusable(path, error)
 
 
 def _boot_id() -> str:

@@ -2,17 +2,16 @@
 
     byte 0     magic
     byte 2048  a cell with what the limiter has counted
-    byte 4096  of a prioritized table: p^alpha, f8 [slots]; then u4 [slots], which ties each to its row
+    byte 4096  of a prioritized table: 16 bytes [slots], p^alpha (f8) and what ties it to its row (u8)
     then       where each start is drawn a number of times at most: u8 [slots], the low 32 bits of the
                row's number above the times that it has been drawn
 
-A priority that isn't its row's any more, or was torn, is passed over: the row has the largest then, as a
-new one would.
+A priority that isn't its row's any more is passed over: the row has the largest then, as a new one would.
 """
 
 import mmap
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +31,7 @@ COUNTS_AT = slice(_CELL_AT, _CELL_AT + 4 * _CELL_NBYTES)
 _COUNTS = struct.Struct("<qqqqqqddq")
 _LOW = np.uint64(2**32 - 1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+_ENTRY = np.dtype([("power", "<f8"), ("mark", "<u8")])
 
 
 class Kept(NamedTuple):
@@ -69,11 +69,8 @@ class DrawsFile:
         self._cell = Cell(file.buffer, _CELL_AT, _CELL_NBYTES)
         prioritized = slots if sampler.kind == "prioritized" else 0
         limited = slots if sampler.uses is not None else 0
-        marks_at = mmap.PAGESIZE + prioritized * 8
-        times_at = marks_at + prioritized * 4
-        times_at += -times_at % 8
-        self._powers: NDArray[np.float64] = array_of(file, mmap.PAGESIZE, (prioritized,), "<f8")
-        self._marks: NDArray[np.uint32] = array_of(file, marks_at, (prioritized,), "<u4")
+        times_at = mmap.PAGESIZE + prioritized * _ENTRY.itemsize
+        self._entries: NDArray[Any] = array_of(file, mmap.PAGESIZE, (prioritized,), _ENTRY)
         self._times: NDArray[np.uint64] = array_of(file, times_at, (limited,), "<u8")
         self._version = 0
         self._synced_version = -1
@@ -101,8 +98,8 @@ class DrawsFile:
         powers, known = self._powers_of(rows)
         others = np.ones(self._slots, np.bool_)
         others[rows % self._slots] = False  # these stay, should the process die before it puts them down
-        for entries in (self._times, self._marks):
-            entries[others[: len(entries)]] = 0
+        for entries in (self._times, self._entries):
+            entries[others[: len(entries)]] = np.zeros(1, entries.dtype)
         return Kept(counts, maximum, then, powers, known, times)
 
     @property
@@ -117,9 +114,10 @@ class DrawsFile:
 
     def put_priorities(self, numbers: Numbers, powers: NDArray[np.float64] | np.float64) -> None:
         """Put down p^alpha of rows, int64 [K]; of a row that is there twice the last counts."""
-        slots = numbers % self._slots
-        self._powers[slots] = powers
-        self._marks[slots] = _mark(numbers - self._base, self._powers[slots])
+        entries = np.empty(len(numbers), _ENTRY)
+        entries["power"] = powers
+        entries["mark"] = _mark(numbers - self._base, entries["power"])
+        self._entries[numbers % self._slots] = entries
         self._version += 1
 
     def put_times(self, numbers: Numbers, times: NDArray[np.unsignedinteger]) -> None:
@@ -147,17 +145,16 @@ class DrawsFile:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._powers = np.empty(0)
-        self._marks = np.empty(0, np.uint32)
+        self._entries = np.empty(0, _ENTRY)
         self._times = np.empty(0, np.uint64)
         self.file.close()
 
     def _powers_of(self, numbers: Numbers) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        if not len(self._powers):
+        if not len(self._entries):
             return np.empty(0), np.empty(0, np.bool_)
-        slots = numbers % self._slots
-        powers = self._powers[slots]
-        known: NDArray[np.bool_] = self._marks[slots] == _mark(numbers - self._base, powers)
+        entries = self._entries[numbers % self._slots]
+        powers = entries["power"].copy()
+        known: NDArray[np.bool_] = entries["mark"] == _mark(numbers - self._base, powers)
         return powers, known & np.isfinite(powers) & (powers >= 0)
 
     def _times_of(self, numbers: Numbers) -> NDArray[np.int64]:
@@ -168,15 +165,13 @@ class DrawsFile:
         return np.where(mine, entries & _LOW, 0).astype(np.int64)
 
 
-def _mark(numbers: Numbers, powers: NDArray[np.float64]) -> NDArray[np.uint32]:
-    """Return what ties priorities to their rows, uint32 [K]: it differs for another row or priority."""
-    mixed = (
-        np.asarray(powers, np.float64).view(np.uint64) ^ (numbers.astype(np.uint64) << np.uint64(20))
-    ) * _MIX
-    return (mixed >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+def _mark(numbers: Numbers, powers: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Return what ties priorities to their rows, uint64 [K]: another one for another row or priority."""
+    bits = np.ascontiguousarray(powers).view(np.uint64)
+    return (bits ^ (numbers.astype(np.uint64) << np.uint64(20))) * _MIX
 
 
 def _nbytes(sampler: SamplerSpec, slots: int) -> int:
-    prioritized = slots * 12 if sampler.kind == "prioritized" else 0
+    prioritized = slots * _ENTRY.itemsize if sampler.kind == "prioritized" else 0
     limited = slots * 8 if sampler.uses is not None else 0
-    return mmap.PAGESIZE + prioritized + 8 + limited
+    return mmap.PAGESIZE + prioritized + limited

@@ -313,7 +313,7 @@ def record_checks(records: NDArray[Any]) -> NDArray[np.uint32]:
     bit is flipped, the sum changes by more than the lower half can hold.
     """
     words = np.ascontiguousarray(records).view(np.uint64).reshape(len(records), -1)
-    mixed = (words[:, :-1] * _ODDS[:-1]).sum(axis=1) + records["crc"] * _ODDS[-1]
+    mixed = words[:, :-1] @ _ODDS[:-1] + records["crc"] * _ODDS[-1]
     upper: NDArray[np.uint32] = (mixed >> np.uint64(32)).astype(np.uint32)
     return upper
 

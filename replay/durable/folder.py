@@ -192,6 +192,8 @@ class Folder:
         log = MemoryLog(columns, state, found.opening, found.head + state.base)
         writers = {each.at: each.record for each in found.writers}
         log.resume(found.head, writers)
+        if not found.state.clean:
+            columns.write_again(found.watermark + state.base, found.head + state.base)
         memory = Memory.recovered(entry.spec.signature, log, found, now)
         self._memories[name] = memory, log
         _tell(name, found)
@@ -236,6 +238,15 @@ class Folder:
             return max(0.0, self._look - self._clock())
         return max(0.0, self._due - self._clock()) if self._dirty() else None
 
+    def abandon_all(self) -> None:
+        """Let go of the files as they are: something has failed, and what the disk has is unknown.
+
+        So the next server trusts the disk no more than after a power cut.
+        """
+        for memory, log in self._memories.values():
+            log.put_state(min(memory.ring.head, log.durable), boot="")
+        self._let_go()
+
     def close(self) -> None:
         """Sync everything, say so in the files, and let go of them."""
         try:
@@ -244,14 +255,17 @@ class Folder:
                 log.put_state(memory.ring.head, clean=True, episodes=memory.episodes)
             self.sync_now()
         finally:
-            self._flusher.close()
-            for draws in self._draws.values():
-                draws.close()
-            for _, log in self._memories.values():
-                log.columns.close()
-            self._memories.clear()
-            self._draws.clear()
-            self.disk.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        self._flusher.close()
+        for draws in self._draws.values():
+            draws.close()
+        for _, log in self._memories.values():
+            log.columns.close()
+        self._memories.clear()
+        self._draws.clear()
+        self.disk.close()
 
     def _dirty(self) -> bool:
         memories = any(log.dirty for _, log in self._memories.values())

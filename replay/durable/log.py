@@ -38,6 +38,9 @@ class MemoryLog:
         state: of the memory.
         opening: above all that a writer has had.
         durable: all rows below it are on the disk.
+
+    Attributes:
+        guard: how many rows may be ahead of the disk.
     """
 
     def __init__(self, columns: DurableColumns, state: State, opening: int, durable: int) -> None:
@@ -46,9 +49,9 @@ class MemoryLog:
         self._state = state
         self._state_at = durable  # how many rows there were when it was put down
         self._opening = opening
-        self._free = sorted(set(range(MAX_WRITERS)), reverse=True)
+        self._free = list(reversed(range(MAX_WRITERS)))
         self._recorded: dict[int, tuple[int, int]] = {}  # by writer's cell: sequence and head
-        self._guard = self._file.meta.slots - self._file.meta.steps
+        self.guard = self._file.meta.slots - self._file.meta.steps
         self.durable = durable
         self._syncing: tuple[int, dict[str, tuple[int, int]]] | None = None
         self._synced_version = -1
@@ -64,17 +67,22 @@ class MemoryLog:
         """What clients know the memory by: its identity, and how often a server has begun with it."""
         return (self._state.identity << _STARTS_BITS) | (self._state.starts % (1 << _STARTS_BITS))
 
+    @property
+    def life(self) -> int:
+        """Another number each time when what was acknowledged may have been lost; never 0."""
+        return self._state.identity + 1
+
     def is_known_as(self, number: int) -> bool:
         """Whether this, or an earlier start, is what clients know by a number."""
         return number >> _STARTS_BITS == self._state.identity
 
     def has_room(self, head: int, rows: int) -> bool:
         """Whether so many rows may be written now, without overwriting what a power cut brings back."""
-        return head == self.durable or head + rows - self.durable <= self._guard
+        return head == self.durable or head + rows - self.durable <= self.guard
 
     def wants_sync(self, head: int) -> bool:
         """Whether half of the room is used."""
-        return head - self.durable > self._guard // 2
+        return head - self.durable > self.guard // 2
 
     def resume(self, head: int, writers: Mapping[int, WriterRecord]) -> None:
         """Go on after a start: put down the state and the writers that were found; close all others.
@@ -127,24 +135,24 @@ class MemoryLog:
         self.columns.record_left(numbers, lanes, fields)
         self._version += 1
 
-    def wrote(
+    def records(
         self,
         writer: Writer,
         request: Observe,
         numbers: Numbers,
-        rows: Mapping[str, NDArray[Any]],
+        payload: Mapping[str, NDArray[Any]],
         links: Mapping[str, NDArray[Any]],
         before: int,
-    ) -> None:
-        """Rows have been written.
+    ) -> NDArray[Any]:
+        """Return the records that will close rows, RECORD [K].
 
         Args:
             writer: of the rows.
-            request: that they came with.
+            request: that they come with.
             numbers: int64 [K].
-            rows: their payload and policy version.
+            payload: [K, ...] of each payload column, and `policy_version`.
             links: `back`, `first`, `position` and `returned` of each.
-            before: rows that the request had before these.
+            before: rows that the request has before these.
         """
         fields = self._request_fields(writer, request) | {
             "index": np.arange(before, before + len(numbers)),
@@ -152,9 +160,13 @@ class MemoryLog:
             "lane": request.lane,
             "step_type": request.step_type,
             "terminated": request.terminated,
-            "policy_version": rows["policy_version"],
+            "policy_version": payload["policy_version"],
         }
-        self.columns.record(numbers, fields | dict(links), rows)
+        return self.columns.closed(numbers, fields | dict(links), payload)
+
+    def wrote(self, numbers: Numbers, records: NDArray[Any]) -> None:
+        """Rows have been written, all but their records."""
+        self.columns.put(numbers, records)
         self._version += 1
 
     def reset(self, head: int) -> None:
@@ -181,11 +193,11 @@ class MemoryLog:
             writers: of the memory.
             episodes: that have ended in it; those since the state was put down follow from the rows.
         """
-        if head - self._state_at > self._guard:
+        if head - self._state_at > self.guard:
             self.put_state(head, episodes=episodes)
         for writer in writers.values():
             sequence, put_at = self._recorded[writer.at]
-            if writer.sequence != sequence and head - put_at > self._guard:
+            if writer.sequence != sequence and head - put_at > self.guard:
                 self._put(writer, head, True)
         if not self.dirty:
             return False

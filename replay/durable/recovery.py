@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common.errors import StorageError
-from fornix.common.messages import LAST, MID
+from fornix.common.messages import LAST
 from fornix.replay.durable.cells import Copy
 from fornix.replay.durable.columns import DurableColumns
 from fornix.replay.durable.file import (
@@ -64,8 +64,6 @@ class Found(NamedTuple):
     """Rows that are not there, or not whole, in [tail, head)."""
     writers: list[FoundWriter]
     newest_policy_version: int
-    acted: int
-    """Rows that are not the first of their episodes."""
     opening: int
     """Above all that a writer has had."""
 
@@ -127,13 +125,14 @@ def find(file: RowsFile, boot: str) -> tuple[Found, Scan]:
     state, _ = _state_at(file, None)
     scan = Scan(file, state)
     writers = _writers(file)
-    watermark = file.watermark()
+    watermark = told = file.watermark()
     if watermark is None:  # both are damaged
         known = scan.numbers[scan.whole]
         watermark = int(known.min()) if len(known) else state.first
     same_boot = bool(boot) and boot == state.boot
-    # whatever was written in this running of the machine is there, what opened the writers too
-    head = _head(scan, None if same_boot else writers, watermark)
+    # whatever was written in this running of the machine is there, what opened the writers too; and of a
+    # row from long ago the writer may be forgotten
+    head = _head(scan, None if same_boot or told is None else writers, watermark)
     state, since = _state_at(file, head)
     lossy = not state.clean and not same_boot
     tail = _tail(file, state, head, lossy)
@@ -154,7 +153,6 @@ def find(file: RowsFile, boot: str) -> tuple[Found, Scan]:
             broken=broken,
             writers=found,
             newest_policy_version=_newest_policy(scan, kept, step_type),
-            acted=int(np.count_nonzero((step_type == MID) | (step_type == LAST))),
             opening=1 + max([0, *openings, int(scan.field("opening", kept).max(initial=0))]),
         ),
         scan,

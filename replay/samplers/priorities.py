@@ -92,7 +92,6 @@ class Priorities:
     def restore(self, numbers: Numbers, powers: Floats) -> None:
         """Put p^alpha of live rows, int64 [K], in place of what they have; no sampler stands on it yet."""
         self.column[numbers % self.slots] = powers
-        self.changed(numbers, powers)
 
     def numbers_in(self, slots: Numbers) -> Numbers:
         """Return the live rows that lie in slots."""

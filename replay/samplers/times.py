@@ -51,7 +51,6 @@ class TimesSampled:
         """Take over how often live rows, int64 [K], have been drawn, or nothing without a limit."""
         if self.limit is not None:
             self._times[numbers % self._slots] = np.minimum(times, self.limit)
-            self.changed(numbers, self._times[numbers % self._slots])
 
     def left(self, numbers: Numbers) -> NDArray[np.int64]:
         """Return how often each of `numbers` may still be drawn; there must be a limit."""

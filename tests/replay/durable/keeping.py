@@ -145,7 +145,9 @@ class KeptBoth(Both):
         assert self._writers() == writers, (self._writers(), writers)
         for (table, _), facts in zip(self.tables, before, strict=True):
             found = self._facts(table)
-            assert found == facts, {name: (found[name], facts[name]) for name in facts if found[name] != facts[name]}
+            assert found == facts, {
+                name: (found[name], facts[name]) for name in facts if found[name] != facts[name]
+            }
         for _, model in self.tables:
             model.units.clear()
             for unit in UNITS:
