@@ -12,10 +12,10 @@ import sys
 import time
 from collections import Counter
 
-from fornix.common.specs import SamplerSpec
-
 from durability.flips import Flips
 from durability.histories import World
+
+from fornix.common.specs import SamplerSpec
 
 _SAMPLERS = (
     SamplerSpec(),

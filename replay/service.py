@@ -89,6 +89,7 @@ class ReplayService:
     ) -> None:
         self._clock = clock
         self._refused = 0
+        self._failed = False
         self._catalog = Catalog(
             memory_bytes or _three_quarters_of_memory(),
             seed,
@@ -115,7 +116,8 @@ class ReplayService:
         try:
             reply = self._handle(request, ticket)
         except DiskError:
-            raise  # nothing more can be promised
+            self._failed = True  # nothing more can be promised
+            raise
         except Exception as error:  # a fault of ours must not end the server
             reply = self.refuse(error)
         if place is not None and not isinstance(request, Observe | Sample):  # these see to it themselves
@@ -154,7 +156,7 @@ class ReplayService:
 
     def close(self, failed: bool = False) -> None:
         """Let go of the memory; if something has `failed`, without saying in the files that all is well."""
-        self._catalog.close(failed)
+        self._catalog.close(failed or self._failed)
 
     @singledispatchmethod
     def _handle(self, request: Request, ticket: Ticket) -> Reply | None:
@@ -294,7 +296,14 @@ class ReplayService:
         Raises:
             DiskError: if the disk doesn't take what was written: the server must end.
         """
-        if self._folder is not None and self._folder.tick():
+        if self._folder is None:
+            return
+        try:
+            done = self._folder.tick()
+        except DiskError:
+            self._failed = True
+            raise
+        if done:
             for place in list(self._catalog):
                 if place.inserts:
                     yield from place.release()

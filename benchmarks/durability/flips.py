@@ -3,11 +3,11 @@
 from collections import Counter
 
 import numpy as np
-from fornix.common.errors import EvictedError, FornixError, StorageError
-from fornix.common.specs import SamplerSpec, Transition
 
 from durability.histories import TABLE, World, check_transitions
 from durability.simulated import Host
+from fornix.common.errors import EvictedError, FornixError, StorageError
+from fornix.common.specs import SamplerSpec, Transition
 
 
 class Flips:

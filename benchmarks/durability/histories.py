@@ -1,4 +1,4 @@
-"""Random histories of a server, its disk and its writers, each from a seed, checked against what was written.
+"""Random histories of a server, its disk and its writers, each from a seed, and checked.
 
 Writers, clients and service are those of production, in one process, under a clock that the history
 turns. Messages are lost, doubled and delayed; the server's process is killed; the power is cut; actors die
@@ -10,6 +10,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from durability.simulated import Host
 from fornix.common.errors import EvictedError, FornixError, InvalidRequestError, UnreachableError
 from fornix.common.messages import FIRST, LAST, MID, Observe, Refused, Stacks
 from fornix.common.signature import ArraySpec, Signature
@@ -17,8 +19,6 @@ from fornix.common.specs import LimiterSpec, SamplerSpec, Sequence, TableSpec, T
 from fornix.replay.client import Client
 from fornix.replay.durable.file import LEFT
 from fornix.replay.steps import Steps
-
-from durability.simulated import Host
 
 N_FRAMES = 3
 SIGNATURE = Signature(
@@ -42,7 +42,7 @@ class Clock:
 
 
 class FaultyTransport:
-    """A way to the host's server on which messages are lost, doubled and late; as `ZmqTransport` it asks again."""
+    """A way to the host's server that loses and doubles messages; like `ZmqTransport` it asks again."""
 
     def __init__(self, world):
         self._world = world

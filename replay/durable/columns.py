@@ -107,13 +107,10 @@ class DurableColumns:
 
     def write(self, name: str, slots: slice, values: NDArray[Any]) -> None:
         """Write values, [K, ...], of a column to slots that follow each other."""
-        place = self.file.places.columns.get(name)
-        if place is None or values.nbytes < _MANY_BYTES:
+        if values.nbytes < _MANY_BYTES or name not in self.file.places.columns:
             self.arrays[name][slots] = values
             return
-        offset, _, _ = place
-        data = np.ascontiguousarray(values, self.arrays[name].dtype)
-        self.file.file.write(offset + slots.start * (data.nbytes // len(data)), data)
+        self._write(name, slots.start, np.ascontiguousarray(values, self.arrays[name].dtype))
 
     def closed(
         self, numbers: Numbers, fields: Mapping[str, Any], payload: Mapping[str, NDArray[Any]]
@@ -137,9 +134,9 @@ class DurableColumns:
         """Close rows, whose payload has been written."""
         slots = numbers % self.capacity
         first = len(records) if slots[-1] >= slots[0] else self.capacity - int(slots[0])
-        self._put_run(int(slots[0]), records[:first])
+        self._write("records", int(slots[0]), records[:first])
         if first < len(records):
-            self._put_run(0, records[first:])
+            self._write("records", 0, records[first:])
         if self.unchecked:
             self.unchecked -= int(np.count_nonzero(self._unchecked[slots]))
             self._unchecked[slots] = False
@@ -153,8 +150,8 @@ class DurableColumns:
             for run in runs:
                 part = slice(int(run[0]), int(run[-1]) + 1)
                 for name in (*self._payload, "back"):
-                    self.arrays[name][part] = self.arrays[name][part].copy()
-                self.file.records[part] = self.file.records[part].copy()
+                    self._write(name, part.start, self.arrays[name][part].copy())
+                self._write("records", part.start, self.file.records[part].copy())
 
     def is_left(self, numbers: Numbers) -> NDArray[np.bool_]:
         """Return which rows, live or not, say that a lane has left."""
@@ -209,6 +206,7 @@ class DurableColumns:
         self.unchecked -= len(due)
         return due[~rows_are_whole(self.file, due)]
 
-    def _put_run(self, slot: int, records: NDArray[Any]) -> None:
-        offset = self.file.places.columns["records"][0]
-        self.file.file.write(offset + slot * RECORD.itemsize, records)
+    def _write(self, name: str, slot: int, values: NDArray[Any]) -> None:
+        """Ask the kernel to write values of a column, of its dtype, to slots from `slot` on."""
+        offset = self.file.places.columns[name][0]
+        self.file.file.write(offset + slot * (values.nbytes // len(values)), values)
