@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/.installed
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help install run-local run-sequential test check format bench bench-run bench-peers verify-stacks chaos clean
+.PHONY: help install run-local run-sequential test check format bench bench-run bench-peers bench-durability verify-stacks \
+	verify-durability chaos clean
 
 help: ## show this help
 	@echo "usage: make TARGET [ARGS='...'] [PYTHON=python3.12]"
@@ -49,6 +50,12 @@ bench-peers: $(INSTALLED) $(PEERS)/.installed ## measure it beside dm-reverb, cp
 
 verify-stacks: $(INSTALLED) ## compare a million sampled stacks with what actors acted on
 	$(BIN)/python benchmarks/verify_stacks.py $(ARGS)
+
+bench-durability: $(INSTALLED) ## measure what it costs to keep the rows, and how fast they are there again
+	$(BIN)/python benchmarks/bench_durability.py $(ARGS)
+
+verify-durability: $(INSTALLED) ## cut the power under a simulated disk 20,000 times, and flip 10,000 bits
+	$(BIN)/python benchmarks/verify_durability.py --power-cuts 20000 --kills 10000 --flips 10000 $(ARGS)
 
 chaos: $(INSTALLED) ## kill everything at random and check that nothing is lost
 	$(BIN)/python benchmarks/chaos.py $(ARGS)

@@ -237,13 +237,17 @@ class RowsFile:
             StorageError: if it is no such file, of another format, or damaged where it says what it is.
         """
         file = disk.open(name, writable)
-        meta = _meta(file, name)
-        if places_of(meta).nbytes != file.nbytes:
-            raise StorageError(
-                f"{name} has {file.nbytes:,} bytes, and {places_of(meta).nbytes:,} are due: it was cut or "
-                f"is no memory's file; restore it from a snapshot"
-            )
-        return cls(file, meta)
+        try:
+            meta = _meta(file, name)
+            if places_of(meta).nbytes != file.nbytes:
+                raise StorageError(
+                    f"{name} has {file.nbytes:,} bytes, and {places_of(meta).nbytes:,} are due: it was cut "
+                    f"or is no memory's file; restore it from a snapshot"
+                )
+            return cls(file, meta)
+        except StorageError:
+            file.close()
+            raise
 
     def writer(self, at: int) -> Cell:
         """Return the cell of a writer."""

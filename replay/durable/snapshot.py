@@ -21,7 +21,7 @@ from fornix.replay.durable.reader import CHUNK_NBYTES, MemoryReader
 from fornix.replay.durable.source import Source
 
 #: Part of the time that goes by without copying, so that others have the memory and the disk too.
-PAUSE = 0.5
+PAUSE = 0.8
 _TRIES = 5
 _STEADY_TRIES = 20
 _LONGEST_S = 1.0

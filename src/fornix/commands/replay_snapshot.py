@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folder", metavar="DIR", type=Path, help="that a replay server keeps")
     parser.add_argument("dest", metavar="DEST", type=Path, help="the folder to make")
     parser.add_argument(
-        "--pause", metavar="P", type=float, default=0.5, help="part of the time left to others (0.5)"
+        "--pause", metavar="P", type=float, default=0.8, help="part of the time left to others (0.8)"
     )
     options = parser.parse(arguments)
     if not 0 <= options.pause <= 0.99:

@@ -14,6 +14,11 @@ class Tool(NamedTuple):
 
 
 TOOLS = {
+    "snapshot": Tool("replay_snapshot", "copy a data folder, while its server serves"),
+    "restore": Tool(
+        "replay_restore", "make a data folder of a copy, with another capacity, sampler or limiter"
+    ),
+    "verify": Tool("replay_verify", "read a whole data folder, and report whatever is wrong in it"),
     "export": Tool("replay_export", "write a table of a data folder as a file of episodes (Parquet)"),
     "import": Tool("replay_import", "write a file of episodes to a table of a live server"),
 }
