@@ -12,11 +12,13 @@ import zmq
 
 from durability.contents import LANES, FaultError, Script, stack_of
 from durability.shared import PATIENCE_S, RETRY_AFTER_S, TABLE, Log
-from fornix.common.errors import FencedError, UnreachableError, WaitTimeoutError
+from fornix.common.errors import FencedError, UnknownWriterError, UnreachableError, WaitTimeoutError
 from fornix.common.messages import REPLIES, Observe, OpenWriter, Refused, Stacks, WriterOpened
 from fornix.common.wire import decode, encode
 
 FENCED = 3  # how a process ends whose successor has taken its place
+#: What such a one is told; the latter where the server was killed while the successor took the place.
+_REPLACED = (FencedError, UnknownWriterError)
 _PACE_S = 0.004
 _KEPT = 8  # requests that a server can answer again
 _COPIES = 24  # sent again, for each new request
@@ -40,7 +42,7 @@ def act(place, writer, incarnation, address, memory):
                 place.counters.add(f"acted {writer}", len(request.newest()) * request.stacks)
                 place.counters.add(f"written {writer}", len(request.who))
                 time.sleep(_PACE_S)
-        except FencedError:
+        except _REPLACED:
             return FENCED
         except Exception as error:
             place.fault(f"actor {writer}, incarnation {incarnation}", f"{type(error).__name__}: {error}")
@@ -109,7 +111,7 @@ def repeat(place, writer, incarnation, address):
                     _require_same(again, before, now)
                     place.counters.add(f"retried later {writer}", server != first_server)
                 place.counters.add(f"retries {writer}", len(chosen))
-    except _FencedError:
+    except _ReplacedError:
         return FENCED
     except Exception as error:
         place.fault(f"repeater {writer}, incarnation {incarnation}", f"{type(error).__name__}: {error}")
@@ -131,13 +133,13 @@ def _observe(request, name, incarnation):
     )
 
 
-class _FencedError(Exception):
+class _ReplacedError(Exception):
     """A successor has this writer's place."""
 
 
 def _require_kind(answer, kind):
-    if isinstance(answer, Refused) and answer.code == FencedError.code:
-        raise _FencedError
+    if isinstance(answer, Refused) and answer.code in {error.code for error in _REPLACED}:
+        raise _ReplacedError
     if not isinstance(answer, kind):
         raise FaultError(f"{answer!r:.300} came, and {kind.__name__} was due")
 

@@ -12,8 +12,9 @@ import numpy as np
 from durability.contents import N_FRAMES
 from durability.shared import TABLE
 from fornix.replay.durable.disk import FolderDisk
-from fornix.replay.durable.file import LEFT, RowsFile, State, record_checks
+from fornix.replay.durable.file import RowsFile, State
 from fornix.replay.durable.folder import read_contents
+from fornix.replay.durable.records import LEFT, record_checks
 
 _FRAMES_EVERY = 16  # audits
 

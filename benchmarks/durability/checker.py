@@ -24,7 +24,7 @@ from durability.contents import (
 )
 from durability.shared import ANSWERED, ENTRY_DTYPE, keys_check
 from fornix.common.messages import LAST
-from fornix.replay.durable.file import LEFT
+from fornix.replay.durable.records import LEFT
 
 
 class Part(NamedTuple):

@@ -27,6 +27,7 @@ class Flips:
         memory = self.world.table.memory
         self.keys = np.arange(memory.ring.tail, memory.ring.head)
         self.stacks = self._stacks(memory)
+        self.world.host.flusher.lets = True  # it is waited for
         self.world.host.service.close()
         self.disk = self.world.host.disk
         self.counts = Counter()

@@ -17,7 +17,7 @@ from fornix.common.messages import FIRST, LAST, MID, Observe, Refused, Stacks
 from fornix.common.signature import ArraySpec, Signature
 from fornix.common.specs import LimiterSpec, SamplerSpec, Sequence, TableSpec, Transition
 from fornix.replay.client import Client
-from fornix.replay.durable.file import LEFT
+from fornix.replay.durable.records import LEFT
 from fornix.replay.steps import Steps
 
 N_FRAMES = 3

@@ -5,8 +5,9 @@ import numpy as np
 from durability.shared import TABLE
 from fornix.common.messages import FIRST, LAST
 from fornix.replay.durable.disk import FolderDisk
-from fornix.replay.durable.file import RowsFile, record_checks
+from fornix.replay.durable.file import RowsFile
 from fornix.replay.durable.folder import read_contents
+from fornix.replay.durable.records import record_checks
 from fornix.replay.storage import payload_columns
 
 KINDS = ("lost", "doubled", "torn")

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fornix.common.messages import FIRST, LAST
-from fornix.replay.durable.file import LEFT, NO_LANE
 from fornix.replay.durable.reader import MemoryReader
+from fornix.replay.durable.records import LEFT, NO_LANE
 from fornix.replay.stacking import Numbers
 
 _Lane = tuple[int, int, int]  # a writer's cell and opening, and its lane

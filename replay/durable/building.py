@@ -15,9 +15,10 @@ import numpy as np
 from fornix.common.signature import Signature
 from fornix.replay.durable.cuts import Cut
 from fornix.replay.durable.disk import Disk
-from fornix.replay.durable.file import RowsFile, record_checks
+from fornix.replay.durable.file import RowsFile
 from fornix.replay.durable.folder import IDENTITIES
 from fornix.replay.durable.reader import Chunk
+from fornix.replay.durable.records import record_checks
 
 _AHEAD = 2**36  # keys: more than a server gives while its folder is copied
 _SYNC_NBYTES = 32 << 20

@@ -12,14 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common.messages import Column, TableMap
-from fornix.replay.durable.file import (
-    LEFT,
-    NO_LANE,
-    RECORD,
-    RowsFile,
-    record_checks,
-    rows_are_whole,
-)
+from fornix.replay.durable.file import RowsFile, rows_are_whole
+from fornix.replay.durable.records import LEFT, NO_LANE, RECORD, record_checks
 from fornix.replay.stacking import Numbers
 from fornix.replay.storage import (
     GONE,

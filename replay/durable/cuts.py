@@ -11,7 +11,8 @@ import numpy as np
 
 from fornix.common.errors import StorageError
 from fornix.replay.durable.cells import Cell, Copy
-from fornix.replay.durable.file import CELL_NBYTES, RowsFile, State, WriterRecord, record_checks
+from fornix.replay.durable.file import CELL_NBYTES, RowsFile, State, WriterRecord
+from fornix.replay.durable.records import record_checks
 from fornix.replay.durable.recovery import find
 from fornix.replay.storage import Fence
 

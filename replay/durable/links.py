@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.common.messages import FIRST, LAST, MID
-from fornix.replay.durable.file import LEFT, NO_LANE
 from fornix.replay.durable.findings import Findings
+from fornix.replay.durable.records import LEFT, NO_LANE
 from fornix.replay.ring import ENDS
 from fornix.replay.stacking import Numbers
 

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fornix.replay.durable.cuts import Cut
-from fornix.replay.durable.file import RowsFile, State, record_checks
+from fornix.replay.durable.file import RowsFile, State
+from fornix.replay.durable.records import record_checks
 from fornix.replay.stacking import Numbers
 from fornix.replay.storage import GONE, Fence, payload_columns, row_nbytes
 

@@ -15,8 +15,8 @@ from fornix.common.messages import LAST
 from fornix.common.signature import Signature, frame_name
 from fornix.common.specs import TableSpec
 from fornix.replay.durable.assembling import Assembled, Assembler
-from fornix.replay.durable.file import LEFT
 from fornix.replay.durable.reader import CHUNK_NBYTES, Chunk, MemoryReader
+from fornix.replay.durable.records import LEFT
 from fornix.replay.durable.source import Source
 from fornix.replay.episodes import Episode
 from fornix.replay.stacking import Numbers

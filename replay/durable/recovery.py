@@ -23,16 +23,8 @@ from fornix.common.errors import StorageError
 from fornix.common.messages import LAST
 from fornix.replay.durable.cells import Copy
 from fornix.replay.durable.columns import DurableColumns
-from fornix.replay.durable.file import (
-    LEFT,
-    MAX_WRITERS,
-    NO_LANE,
-    RowsFile,
-    State,
-    WriterRecord,
-    record_checks,
-    rows_are_whole,
-)
+from fornix.replay.durable.file import MAX_WRITERS, RowsFile, State, WriterRecord, rows_are_whole
+from fornix.replay.durable.records import LEFT, NO_LANE, record_checks
 from fornix.replay.stacking import Numbers
 
 _CHUNK = 65_536

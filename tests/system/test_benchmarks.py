@@ -34,3 +34,14 @@ def test_every_benchmark_says_what_it_measures(script):
     done = run(script, "--help")
     assert done.returncode == 0, done.stderr
     assert "--json" in done.stdout
+
+
+def test_durability_is_verified_in_small():
+    flags = ("--power-cuts", 20, "--kills", 10, "--flips", 20, "--seed", 4)
+    done = run("verify_durability.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "durable rows lost, doubled, reordered or torn; wrong stacks: 0" in done.stdout
+    counts = {line[:22].strip(): line[22:].replace(",", "") for line in done.stdout.splitlines()[:-1]}
+    assert int(counts["power cuts"]) >= 20
+    assert int(counts["kills"]) >= 10
+    assert int(counts["flips"]) == 20

@@ -157,8 +157,9 @@ class KeptBoth(Both):
         return max(1, min(super()._most_lanes(), self.model.capacity // 3))  # or idle writers are forgotten
 
     def _fitting(self, name, plan, stacks, leave):
-        rows = super()._fitting(name, plan, stacks, leave)
-        if not self.memory.log.has_room(self.memory.ring.head, len(rows) + len(leave) + 1):
+        log = self.memory.log
+        rows = super()._fitting(name, plan, stacks, leave)[: max(0, log.guard - len(set(leave)))]
+        if not log.has_room(self.memory.ring.head, len(rows) + len(leave) + 1):
             self.sync()
         return rows
 

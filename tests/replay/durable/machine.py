@@ -71,7 +71,7 @@ class Machine(Desk):
     def sync(self):
         """Let the disk take everything, and the server take note."""
         self.flusher.lets = True
-        for _ in range(2):
+        for _ in range(4):  # the sync under way ends, and another one
             self.pass_time(1.0)
 
     def restart(self):
@@ -90,7 +90,7 @@ class Machine(Desk):
         if column is None:
             file.records["position"][slot] ^= 1
         else:
-            file.arrays[column][slot].view(np.uint8).flat[0] ^= 1
+            file.arrays[column][slot : slot + 1].view(np.uint8).flat[0] ^= 1
 
 
 class LocalTransportToHost(LocalTransport):

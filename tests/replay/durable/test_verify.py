@@ -13,8 +13,9 @@ from fornix.commands.replay_verify import main
 from fornix.common.errors import StorageError
 from fornix.common.specs import LimiterSpec, SamplerSpec, TableSpec
 from fornix.replay.durable.disk import FolderDisk
-from fornix.replay.durable.file import CELL_NBYTES, RowsFile, State, record_checks
+from fornix.replay.durable.file import CELL_NBYTES, RowsFile, State
 from fornix.replay.durable.folder import TABLES
+from fornix.replay.durable.records import record_checks
 from fornix.replay.durable.snapshot import snapshot
 from fornix.replay.durable.verify import verify
 
