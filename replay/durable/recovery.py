@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from fornix.common.errors import StorageError
 from fornix.common.messages import LAST
+from fornix.common.signature import frame_name
 from fornix.replay.durable.cells import Copy
 from fornix.replay.durable.columns import DurableColumns
 from fornix.replay.durable.file import MAX_WRITERS, RowsFile, State, WriterRecord, rows_are_whole
@@ -122,9 +123,10 @@ def find(file: RowsFile, boot: str) -> tuple[Found, Scan]:
         known = scan.numbers[scan.whole]
         watermark = int(known.min()) if len(known) else state.first
     same_boot = bool(boot) and boot == state.boot
-    # whatever was written in this running of the machine is there, what opened the writers too; and of a
-    # row from long ago the writer may be forgotten
-    head = _head(scan, None if same_boot or told is None else writers, watermark)
+    end = scan.run_from(watermark)
+    if not same_boot:  # else all that was written is there, and a record was written after its payload
+        end = _end_of_whole(scan, watermark, end, writers if told is not None else None)
+    head = _whole_requests(scan, watermark, end)
     state, since = _state_at(file, head)
     lossy = not state.clean and not same_boot
     tail = _tail(file, state, head, lossy)
@@ -160,6 +162,8 @@ def restore(columns: DurableColumns, found: Found, scan: Scan) -> None:
     behind = np.flatnonzero(scan.numbers >= found.head)
     if len(behind):
         file.records[behind] = np.zeros(1, file.records.dtype)
+    for path in file.meta.signature.frames:
+        columns.arrays[frame_name(path)][slots] = 0  # the frame of zeros, which no checksum closes
     rows = np.arange(found.tail, found.head)
     rows = rows[scan.there(rows)]
     at = rows % slots
@@ -203,17 +207,13 @@ def _writers(file: RowsFile) -> dict[int, list[Copy]]:
     return {at: copies for at in file.used_writers() if (copies := file.writer(at).copies())}
 
 
-def _head(scan: Scan, writers: dict[int, list[Copy]] | None, watermark: int) -> int:
-    """Return the end of the rows that go on from the watermark; of these writers, if any are given."""
-    end = scan.run_from(watermark)
-    if end == watermark:
-        return watermark
-    rows = np.arange(watermark, end)
-    whole = rows_are_whole(scan.file, rows % scan.slots)
-    known = np.True_ if writers is None else _writer_known(scan, writers, rows)
-    bad = np.flatnonzero(~(whole & known))
-    end = int(rows[bad[0]]) if len(bad) else end
-    return end if end == watermark else _whole_requests(scan, watermark, end)
+def _end_of_whole(scan: Scan, low: int, end: int, writers: dict[int, list[Copy]] | None) -> int:
+    """Return up to where rows [low, end) are whole, and their writers known if any are given."""
+    rows = np.arange(low, end)
+    good = rows_are_whole(scan.file, rows % scan.slots)
+    if writers is not None:
+        good &= _writer_known(scan, writers, rows)
+    return end if good.all() else low + int(np.argmin(good))
 
 
 def _writer_known(scan: Scan, writers: dict[int, list[Copy]], rows: Numbers) -> NDArray[np.bool_]:
@@ -227,7 +227,9 @@ def _writer_known(scan: Scan, writers: dict[int, list[Copy]], rows: Numbers) -> 
 
 
 def _whole_requests(scan: Scan, low: int, end: int) -> int:
-    """Return the end of the last request of rows [low, end) that is complete."""
+    """Return the end of the last request of rows [low, end) that is complete; `low` if there is none."""
+    if end == low:
+        return low
     last = np.array([end - 1])
     begin = int(last[0] - scan.field("index", last)[0])
     return end if begin + int(scan.field("count", last)[0]) == end else max(begin, low)

@@ -1,4 +1,4 @@
-"""The model of a memory and its tables, beside a service that keeps them on a disk and is killed at will."""
+"""The model of a memory and its tables, beside a service that keeps them on a disk and is killed."""
 
 import numpy as np
 from durability.simulated import Host
@@ -33,6 +33,9 @@ class KeptModel(Model):
         finally:
             self._before = 0
 
+    def is_whole(self, row, n_frames=None):
+        return row.value is not None and super().is_whole(row, n_frames)
+
     def observe(self, name, rows, leave=()):
         version, left = self.head, self._left(name, rows, leave)
         self.leave(name, leave)
@@ -64,7 +67,7 @@ class KeptModel(Model):
 
 
 class KeptBoth(Both):
-    """What `Both` does to a memory, done to one on a simulated disk; `restart` compares all that is kept."""
+    """What `Both` does to a memory, done to one on a simulated disk; `restart` compares what is kept."""
 
     def __init__(self, capacity, n_frames, sampler, like, seed):
         self.host = Host(Clock(), seed)
@@ -127,7 +130,7 @@ class KeptBoth(Both):
         self._catalog.folder.sync_now()
 
     def restart(self, way):
-        """Let the server end (`kill` or `close`), and hold what the next one finds against what was there."""
+        """Let the server end (`kill` or `close`), and compare what the next finds with what was there."""
         self.note()
         self._take_one_with_a_lost_row_away()
         before = [self._facts(table) for table, _ in self.tables]

@@ -12,7 +12,7 @@ from fornix.common.specs import LimiterSpec
 from fornix.common.transport import ZmqTransport
 from fornix.replay.client import Client
 
-from ..builders import F, M, observe, sample, spec
+from ..builders import F, M, sample, spec
 from .machine import Machine
 
 REASON = "Input/output error"
@@ -26,12 +26,21 @@ def machine():
     return machine
 
 
+def look_often(machine):
+    for _ in range(3):
+        machine.pass_time(1.0)
+
+
+def write_often(machine, told):
+    for at in range(5):
+        machine.clock.now += 1.0
+        told.append(machine.write((0, M, at)).durable)
+
+
 def test_an_error_of_the_disk_ends_the_service_at_the_next_look_at_it(machine):
     machine.disk.fails = True
-    machine.clock.now += 1.0
     with pytest.raises(DiskError, match=f"{REASON}; .*look at the disk, then start the server again"):
-        for number in range(2, 5):
-            machine.send(observe(number, [(0, M, number)]))
+        write_often(machine, [])
     with pytest.raises(DiskError, match=REASON):  # and it stays so
         machine.pass_time(1.0)
     with pytest.raises(DiskError, match=REASON):
@@ -43,8 +52,7 @@ def test_an_error_is_told_of_while_nobody_asks_for_anything(machine):
     machine.write((0, M, 1))
     machine.disk.fails = machine.flusher.lets = True
     with pytest.raises(DiskError, match=REASON):
-        for _ in range(3):
-            machine.pass_time(1.0)
+        look_often(machine)
 
 
 @pytest.mark.parametrize(
@@ -68,9 +76,7 @@ def test_no_answer_says_of_rows_that_the_disk_has_them_that_it_has_not(machine):
     machine.disk.fails = True
     told = []
     with pytest.raises(DiskError):
-        for at in range(5):
-            machine.clock.now += 1.0
-            told.append(machine.write((0, M, at)).durable)
+        write_often(machine, told)
     assert set(told) <= {1}
 
 
@@ -80,8 +86,7 @@ def test_what_the_disk_had_is_there_after_an_error(machine):
     machine.write((0, M, 1))
     machine.flusher.lets = True
     with pytest.raises(DiskError):
-        for _ in range(3):
-            machine.pass_time(1.0)
+        look_often(machine)
     machine.disk.fails = False
     machine.host.cut_power()
     memory = machine.memory

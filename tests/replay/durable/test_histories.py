@@ -26,7 +26,7 @@ def run(seed):
         return verify_durability.history(seed)
     except BaseException as error:
         error.add_note(
-            f"again: python benchmarks/verify_durability.py --seed {seed} --power-cuts 1 --kills 1 --flips 0"
+            f"python benchmarks/verify_durability.py --seed {seed} --power-cuts 1 --kills 1 --flips 0"
         )
         raise
 

@@ -34,7 +34,7 @@ class TestKeptTables(KeptTablesAgainstModel.TestCase):
     """Tables on a disk do what the model does, and go on exactly where a killed server was."""
 
     settings = settings(
-        max_examples=20,
+        max_examples=40,
         stateful_step_count=25,
         deadline=None,
         derandomize=True,
