@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fornix.common.errors import AddressError
 from fornix.replay.durable.disk import FolderDisk
 from fornix.replay.durable.flusher import ThreadFlusher
 from fornix.replay.durable.folder import Folder
@@ -51,7 +52,11 @@ def serve(
         first_key=time.time_ns,  # no server gives keys as fast as this goes on
         folder=folder,
     )
-    server = ReplayServer(service, address)
+    try:
+        server = ReplayServer(service, address)
+    except AddressError:
+        service.close()
+        raise
     try:
         on_ready(server)
         if data is None:

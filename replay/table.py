@@ -114,6 +114,8 @@ class Table:
         self._times.changed = self._draws.put_times
         if self._priorities is not None:
             self._priorities.changed = self._draws.put_priorities
+            rows = np.arange(self._tail, self._ring.head)  # those that were there have theirs by now
+            self._draws.put_priorities(rows, self._priorities.column[rows % self._ring.capacity])
 
     def note(self) -> None:
         """Put down what has been counted, if anything but inserts has: those follow from the rows.

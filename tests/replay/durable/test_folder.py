@@ -146,6 +146,17 @@ def test_priorities_are_exactly_as_they_were(ends, alpha):
 
 
 @ends
+def test_rows_that_a_table_met_when_it_was_made_keep_their_priority(ends):
+    machine = Machine().table().writer()
+    keys = np.array(play(machine))
+    machine.table("u", rows_of="t", sampler=PRIORITIZED)
+    machine.ask(UpdatePriorities(table="u", key=keys[-1:], priority=np.array([9.0])))
+    end(machine, ends)
+    powers = machine.inside("u")._priorities.column[keys % machine.memory.ring.capacity]
+    assert powers.tolist() == [1.0] * (len(keys) - 1) + [9.0**0.6]
+
+
+@ends
 @pytest.mark.parametrize("kind", ["uniform", "prioritized", "fifo", "lifo", "epoch"])
 def test_nothing_is_drawn_more_often_than_it_may_be(ends, kind):
     machine = Machine().table(sampler=SamplerSpec(kind=kind, max_times_sampled=3)).writer()
