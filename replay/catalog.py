@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fornix.common.errors import InvalidRequestError, SignatureError, UnknownTableError
+from fornix.common.errors import InvalidRequestError, SignatureError, StorageError, UnknownTableError
 from fornix.common.messages import Refused
 from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.common.validation import nearest
@@ -136,10 +136,16 @@ class Catalog:
     def change_limits(self, name: str, limiter: LimiterSpec) -> None:
         """Put other limits in place of a table's, or raise InvalidRequestError."""
         table = self[name].table
+        before = table.spec.limiter
         table.change_limits(limiter)
         table.note()
-        if self.folder is not None:
+        if self.folder is None:
+            return
+        try:
             self.folder.put(name, table.created, table.spec)
+        except StorageError:
+            table.change_limits(before)
+            raise
 
     def reset(self, name: str) -> Place:
         """Forget all steps of a table that has rows of its own, and return its place."""

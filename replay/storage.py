@@ -174,9 +174,7 @@ class SharedColumns:
             raise
         file[: len(MAGIC)] = MAGIC
         file[TOKEN_AT] = self._token
-        self._fence = Fence()
-        self._marks = marks_of(file)
-        self._raised_to = 0
+        self._marks = Marks(marks_of(file))
         shared = {
             name: np.ndarray(column.shape, column.dtype, file, column.offset)
             for name, column in self._layout.items()
@@ -189,15 +187,11 @@ class SharedColumns:
 
     def raise_floor(self, number: int) -> None:
         """Tell all who have the file mapped that rows below `number` may be overwritten from now on."""
-        if number > self._raised_to:
-            self._raised_to = number
-            self._marks[0] = number
-            self._fence.pass_through()  # nobody sees a row overwritten before this
+        self._marks.raise_floor(number)
 
     def raise_head(self, number: int) -> None:
         """Tell all who have the file mapped that the rows below `number` are there."""
-        self._fence.pass_through()  # nobody sees the head before the rows
-        self._marks[1] = number
+        self._marks.raise_head(number)
 
     def table_map(self) -> TableMap | None:
         """Return where processes on this host find the frames; None once closed."""
@@ -217,8 +211,7 @@ class SharedColumns:
         self._descriptor = -1
         # mmap.close() would raise BufferError for each view that is left; the last one to go unmaps
         self.arrays = {}
-        self._marks[0] = GONE  # whoever has it mapped finds nothing there any more
-        self._marks = np.zeros(2, np.uint64)
+        self._marks.let_go(gone=True)
 
 
 class Fence:
@@ -239,6 +232,43 @@ class Fence:
             pass
         with self._lock:
             pass
+
+
+class Marks:
+    """Floor and head of a file, for all who have it mapped.
+
+    Args:
+        marks: both, uint64 [2], in the file.
+    """
+
+    def __init__(self, marks: NDArray[np.uint64]) -> None:
+        self._marks = marks
+        self._fence = Fence()
+        self._raised_to = 0
+
+    def begin_at(self, floor: int, head: int) -> None:
+        """Put down both, whatever they are."""
+        self._raised_to = floor
+        self._marks[:] = floor, head
+        self._fence.pass_through()
+
+    def raise_floor(self, number: int) -> None:
+        """Tell everyone that rows below `number` may be overwritten from now on."""
+        if number > self._raised_to:
+            self._raised_to = number
+            self._marks[0] = number
+            self._fence.pass_through()  # nobody sees a row overwritten before this
+
+    def raise_head(self, number: int) -> None:
+        """Tell everyone that the rows below `number` are there."""
+        self._fence.pass_through()  # nobody sees the head before the rows
+        self._marks[1] = number
+
+    def let_go(self, gone: bool) -> None:
+        """Let go of the file; if the memory is `gone`, whoever has it mapped finds nothing there."""
+        if gone:
+            self._marks[0] = GONE
+        self._marks = np.zeros(2, np.uint64)
 
 
 def marks_of(file: mmap.mmap) -> NDArray[np.uint64]:

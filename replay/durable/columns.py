@@ -16,9 +16,8 @@ from fornix.replay.durable.file import RowsFile, rows_are_whole
 from fornix.replay.durable.records import LEFT, NO_LANE, RECORD, record_checks
 from fornix.replay.stacking import Numbers
 from fornix.replay.storage import (
-    GONE,
     HEADER_COLUMNS,
-    Fence,
+    Marks,
     payload_columns,
     shared_columns,
 )
@@ -46,30 +45,22 @@ class DurableColumns:
             name: np.zeros(self.capacity, dtype) for name, dtype in HEADER_COLUMNS.items() if name != "back"
         }
         self.arrays: Mapping[str, NDArray[Any]] = private | file.arrays
-        self._fence = Fence()
-        self._marks = file.marks
-        self._raised_to = int(self._marks[0])
+        self._marks = Marks(file.marks)
         #: Slots whose payload has not been checked since the file was opened, and how many they are.
         self._unchecked = np.zeros(self.capacity, np.bool_)
         self.unchecked = 0
 
     def begin_at(self, tail: int, head: int) -> None:
         """Go on with the rows [tail, head), whatever the marks say."""
-        self._raised_to = tail
-        self._marks[:] = tail, head
-        self._fence.pass_through()
+        self._marks.begin_at(tail, head)
 
     def raise_floor(self, number: int) -> None:
         """Tell all who have the file mapped that rows below `number` may be overwritten from now on."""
-        if number > self._raised_to:
-            self._raised_to = number
-            self._marks[0] = number
-            self._fence.pass_through()  # nobody sees a row overwritten before this
+        self._marks.raise_floor(number)
 
     def raise_head(self, number: int) -> None:
         """Tell all who have the file mapped that the rows below `number` are there."""
-        self._fence.pass_through()  # nobody sees the head before the rows
-        self._marks[1] = number
+        self._marks.raise_head(number)
 
     def table_map(self) -> TableMap | None:
         """Return where processes on this host find the frames; None once closed."""
@@ -88,16 +79,15 @@ class DurableColumns:
             },
         )
 
-    def close(self) -> None:
-        """Let go of the file. It stays mapped where someone holds an array of it, here or elsewhere."""
+    def close(self, gone: bool = False) -> None:
+        """Let go of the file, and tell all who have it mapped if the memory is no more.
+
+        It stays mapped where someone holds an array of it, here or elsewhere.
+        """
         self.arrays = {}
-        self._marks = np.zeros(2, np.uint64)
+        self._marks.let_go(gone)
         self._unchecked = np.empty(0, np.bool_)
         self.file.close()
-
-    def gone(self) -> None:
-        """Tell all who have the file mapped that the memory is no more."""
-        self._marks[0] = GONE
 
     def write(self, name: str, slots: slice, values: NDArray[Any]) -> None:
         """Write values, [K, ...], of a column to slots that follow each other."""

@@ -176,8 +176,6 @@ class Folder:
         entry = tables.pop(name)
         self._await_flusher()
         self._put(self._contents.model_copy(update={"tables": tables}))
-        if name in self._memories:
-            self._memories[name][1].columns.gone()
         self._forget(name, entry.rows, entry.draws)
 
     def recover_memory(self, name: str, now: float) -> Memory:
@@ -312,7 +310,7 @@ class Folder:
             self.disk.remove(draws)
         memory = self._memories.pop(name, None)
         if memory is not None:
-            memory[1].columns.close()
+            memory[1].columns.close(gone=True)
             self.disk.remove(rows)
 
     def _put(self, contents: Contents) -> None:
