@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fornix.common.errors import AddressError
+from fornix.common.errors import AddressError, StorageError
 from fornix.replay.durable.disk import FolderDisk
 from fornix.replay.durable.flusher import ThreadFlusher
 from fornix.replay.durable.folder import Folder
@@ -41,17 +41,20 @@ def serve(
         AddressError: if the address can't be bound.
         StorageError: if the folder can't be used, or its disk doesn't take what is written.
     """
-    folder = None if data is None else Folder(FolderDisk(data), ThreadFlusher(), time.monotonic)
-    service = ReplayService(
-        time.monotonic,
-        seed=seed,
-        memory_bytes=memory_bytes,
-        version=version,
-        share=True,
-        lease_s=lease_s,
-        first_key=time.time_ns,  # no server gives keys as fast as this goes on
-        folder=folder,
-    )
+    try:
+        folder = None if data is None else Folder(FolderDisk(data), ThreadFlusher(), time.monotonic)
+        service = ReplayService(
+            time.monotonic,
+            seed=seed,
+            memory_bytes=memory_bytes,
+            version=version,
+            share=True,
+            lease_s=lease_s,
+            first_key=time.time_ns,  # no server gives keys as fast as this goes on
+            folder=folder,
+        )
+    except StorageError as error:
+        raise StorageError(f"{data}: {error}") from None
     try:
         server = ReplayServer(service, address)
     except AddressError:

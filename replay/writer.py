@@ -174,13 +174,16 @@ class Writer:
         request = make(
             OpenWriter, table=self._table, writer=self.name, incarnation=self.incarnation, lanes=lanes
         )
-        opened = self._fetch.sent(request, WriterOpened, self._table).result()
-        if opened.sequence != self._next:
-            raise UnknownWriterError(
-                f"the server waits for request {opened.sequence} of writer {self.name!r}, and "
-                f"{self._next} would be next: it has forgotten what came before; open the writer anew"
-            )
+        due = self._fetch.sent(request, WriterOpened, self._table).result().sequence
         self.lanes = lanes
+        life = self._fetch.life(self._table) if due != self._next else self._life
+        if life != self._life and not isinstance(self._send_missing(due, self._next), Refused):
+            self._life, due = life, self._next
+        if due != self._next:
+            raise UnknownWriterError(
+                f"the server waits for request {due} of writer {self.name!r}, and {self._next} would be "
+                f"next: it has forgotten what came before; open the writer anew"
+            )
 
     def stacks(self, keys: NDArray[np.int64]) -> Stacks:
         """Return the stacks of steps of the table by their keys, or raise EvictedError; waits for them."""
@@ -227,12 +230,19 @@ class Writer:
         reply = self._fetch.asked(opening)
         if not isinstance(reply, WriterOpened):
             return reply
-        again = [kept for kept in self._kept if kept.sequence >= reply.sequence]
-        if [kept.sequence for kept in again] != list(range(reply.sequence, request.sequence)):
-            return refused
+        lacking = self._send_missing(reply.sequence, request.sequence)
+        if lacking is not None:
+            return lacking if isinstance(lacking, Refused) and lacking.code not in _LOST else refused
+        self._life = life
+        return self._fetch.asked(request)
+
+    def _send_missing(self, due: int, before: int) -> Reply | None:
+        """Send the requests from number `due` to one before `before` again; return what stops that."""
+        again = [kept for kept in self._kept if kept.sequence >= due]
+        if [kept.sequence for kept in again] != list(range(due, before)):
+            return Refused(code=SequenceError.code, message="more was lost than is kept")
         for kept in again:
             reply = self._fetch.asked(kept.asked_again())
             if not isinstance(reply, Stacks):
                 return reply
-        self._life = life
-        return self._fetch.asked(request)
+        return None

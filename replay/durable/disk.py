@@ -193,8 +193,10 @@ class FolderDisk:
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.folder / name).unlink()
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise _unusable(self.folder / name, error) from None
 
     def names(self) -> list[str]:
         """Return the names of all files but the lock."""

@@ -6,6 +6,7 @@ left of a table that was being made or dropped, and is removed.
 
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from fornix.replay.memory import Memory
 TABLES = "tables.json"
 IDENTITIES = 2**40
 _LOOK_S = 0.002
+_OURS = re.compile(r"(rows|draws)-\d+")
 
 _LOG = logging.getLogger(__name__)
 
@@ -105,13 +107,18 @@ class Folder:
         self._flusher = flusher
         self._clock = clock
         self._period_s = period_s
-        self._contents = read_contents(disk)
         self._memories: dict[str, tuple[Memory, MemoryLog]] = {}
         self._draws: dict[str, DrawsFile] = {}
         self._due = self._look = clock() + period_s
         self._busy: list[str] | None = None  # tables in the sync that is under way
         self._news = False
-        self._remove_strangers()
+        try:
+            self._contents = read_contents(disk)
+            self._remove_strangers()
+        except StorageError:
+            flusher.close()
+            disk.close()
+            raise
 
     @property
     def tables(self) -> dict[str, Entry]:
@@ -324,12 +331,17 @@ class Folder:
         return f"draws-{self._contents.made}"
 
     def _remove_strangers(self) -> None:
-        known = {TABLES}
-        for entry in self._contents.tables.values():
-            known |= {entry.rows, entry.draws}
-        for name in self.disk.names():
-            if name not in known and name.startswith(("rows-", "draws-")):
-                self.disk.remove(name)
+        known = {name for entry in self._contents.tables.values() for name in (entry.rows, entry.draws)}
+        strangers = [name for name in self.disk.names() if _OURS.fullmatch(name) and name not in known]
+        if self.disk.read(TABLES) is None:
+            if strangers:
+                raise StorageError(
+                    f"{strangers[0]} is there, and {TABLES}, which says what it is, is not; put that back, "
+                    f"restore the folder from a snapshot, or name an empty one"
+                )
+            write_contents(self.disk, self._contents)
+        for name in strangers:
+            self.disk.remove(name)
 
 
 def _begun(found: Found, slots: int, boot: str) -> State:

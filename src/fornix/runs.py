@@ -13,7 +13,6 @@ CONFIG_FILE = "config.yaml"
 #: Where the replay server of a run keeps its rows.
 DATA_FOLDER = "replay"
 #: Keys that a kept table was created with.
-_OF_THE_TABLE = ("n_frames", "capacity_steps", "min_size", "samples_per_insert", "error_buffer_inserts")
 
 
 def create_run_dir(runs: Path, name: str) -> Path:
@@ -51,18 +50,35 @@ def read_run(run_dir: Path, flags: Mapping[str, Any]) -> RunConfig:
     return resolve(file, dict(flags), environment={})
 
 
-def require_same_table(run_dir: Path, before: RunConfig, now: RunConfig) -> None:
-    """Raise ConfigurationError if a run's tables, which are kept, can't be used by a configuration."""
-    folder = now.replay.data or run_dir / DATA_FOLDER
+def require_same_table(run_dir: Path, config: RunConfig) -> None:
+    """Raise ConfigurationError if a run's tables, which are kept, can't be used by a configuration.
+
+    Raises:
+        StorageError: if it can't be told, since the folder is damaged.
+    """
+    from fornix.replay.durable.disk import FolderDisk
+    from fornix.replay.durable.folder import read_contents
+
+    folder = config.replay.data or run_dir / DATA_FOLDER
     if not folder.is_dir():
         return
-    for key in _OF_THE_TABLE:
-        old, new = getattr(before.replay, key), getattr(now.replay, key)
-        if old != new:
-            raise ConfigurationError(
-                f"replay.{key} = {new} and the tables kept in {folder} were created with {old}; resume "
-                f"without that flag, with --no-data, or without that folder (its rows are lost then)"
-            )
+    for name, entry in read_contents(FolderDisk(folder, writable=False)).tables.items():
+        spec, limiter = entry.spec, entry.spec.limiter
+        created = {
+            "n_frames": spec.signature.n_frames,
+            "capacity_steps": spec.capacity_steps,
+            "min_size": limiter.min_size,
+            "samples_per_insert": limiter.samples_per_insert,
+            "error_buffer_inserts": limiter.error_buffer_inserts,
+        }
+        for key, old in created.items():
+            new = getattr(config.replay, key)
+            if old != new:
+                raise ConfigurationError(
+                    f"replay.{key} = {new} and table {name!r}, which is kept in {folder}, was created with "
+                    f"{old}; resume with that, with --no-data, or without that folder (its rows are lost "
+                    f"then)"
+                )
 
 
 def _unusable(folder: Path, error: OSError) -> ConfigurationError:

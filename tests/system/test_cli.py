@@ -19,8 +19,12 @@ from fornix.common.config import RunConfig
 from fornix.common.errors import AddressError
 from fornix.common.settings import dump_run_config
 from fornix.common.signature import ArraySpec, Signature
-from fornix.common.specs import TableSpec
+from fornix.common.specs import LimiterSpec, TableSpec
 from fornix.replay.client import Client
+from fornix.replay.durable.disk import FolderDisk
+from fornix.replay.durable.flusher import ThreadFlusher
+from fornix.replay.durable.folder import Folder
+from fornix.replay.local import LocalTransport
 from fornix.replay.server import ReplayServer
 from fornix.replay.service import ReplayService
 from fornix.roles import changed_addresses, environment_of, roles_of
@@ -277,7 +281,16 @@ def test_a_resumed_run_can_not_change_the_tables_that_it_keeps(
 ) -> None:
     dump_run_config(RunConfig(), tmp_path / "config.yaml")
     before = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "replay").mkdir()
+    folder = Folder(FolderDisk(tmp_path / "replay"), ThreadFlusher(), time.monotonic)
+    service = ReplayService(time.monotonic, folder=folder)
+    frame, action = ArraySpec.of((4,), "|u1"), ArraySpec.of((), "<i4")
+    spec = TableSpec(
+        signature=Signature(frame=frame, action=action, n_frames=5),
+        capacity_steps=200_000,
+        limiter=LimiterSpec(min_size=2_000, samples_per_insert=6.0, error_buffer_inserts=2_000.0),
+    )
+    assert Client(LocalTransport(service)).create_table("shared", spec)
+    service.close()
     sentence = refused(capsys, "run", "--resume", str(tmp_path), "--replay.capacity_steps", "300000")
     for words in ("capacity_steps = 300000", str(tmp_path / "replay"), "200000", "--no-data"):
         assert words in sentence

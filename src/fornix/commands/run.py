@@ -79,10 +79,10 @@ def _configuration(options: argparse.Namespace, flags: ConfigFlags) -> RunConfig
             f"--resume goes on by the configuration in {options.resume}; leave {options.file} out, and "
             f"change single keys by flags"
         )
-    before = open_run(options.resume)
+    open_run(options.resume)  # it must be one
     config = read_run(options.resume, values)
     if options.mode == "distributed" and not options.no_data:
-        require_same_table(options.resume, before, config)
+        require_same_table(options.resume, config)
     return config
 
 

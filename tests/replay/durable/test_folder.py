@@ -1,6 +1,7 @@
 """A server finds its tables as they were, and a folder that can't be one is refused."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -498,8 +499,22 @@ def test_a_disk_without_room_is_refused_with_both_numbers_and_leaves_no_file(tmp
     assert reply.code == "STORAGE"
     assert "has room for" in reply.message
     assert "are to be set aside" in reply.message
-    assert sorted(contents(tmp_path)) == ["lock"]
+    assert sorted(contents(tmp_path)) == ["lock", "tables.json"]
     monkeypatch.undo()
     [(_, reply)] = service.submit(2, CreateTable(table="t", spec=spec()))
     assert reply == TableCreated(created=True)
     service.close()
+
+
+def test_a_folder_without_its_list_of_tables_is_left_as_it_is(tmp_path):
+    names = ["rows-0", "draws-1", "rows-2024.csv", "draws-x"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"theirs")
+    with pytest.raises(StorageError, match=r"tables\.json, which says what it is, is not"):
+        Folder(FolderDisk(tmp_path), ThreadFlusher(), time.monotonic)
+    assert all((tmp_path / name).read_bytes() == b"theirs" for name in names)
+    for name in names[:2]:
+        (tmp_path / name).unlink()
+    folder = Folder(FolderDisk(tmp_path), ThreadFlusher(), time.monotonic)
+    folder.close()
+    assert all((tmp_path / name).read_bytes() == b"theirs" for name in names[2:])

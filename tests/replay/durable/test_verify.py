@@ -77,10 +77,11 @@ def test_what_was_closed_is_whole(path, capsys):
 
 
 def test_an_empty_table_and_an_empty_folder_are_whole(tmp_path):
-    with served(tmp_path) as client:
-        assert client.list_tables() == {}
     with pytest.raises(StorageError, match=r"has no tables\.json"):
         verify(tmp_path)
+    with served(tmp_path) as client:
+        assert client.list_tables() == {}
+    assert faults(tmp_path) == []
     with served(tmp_path) as client:
         client.create_table("t", a_spec(64))
     assert faults(tmp_path) == []
