@@ -9,7 +9,8 @@ whole and in order. Learners look at every byte of the batches that they draw. S
 many times more, and compare the answers byte for byte.
 
     python benchmarks/chaos.py
-    python benchmarks/chaos.py --server-kills 50 --actor-kills 50 --learner-kills 30 --json -
+    python benchmarks/chaos.py --server-kills 50 --actor-kills 50 --learner-kills 30 \
+        --retries 1000 --stacks 100000 --json -
 
 Ends with 1 if anything is wrong, and prints the seed and the first faults.
 """
