@@ -175,7 +175,6 @@ class Writer:
             OpenWriter, table=self._table, writer=self.name, incarnation=self.incarnation, lanes=lanes
         )
         due = self._fetch.sent(request, WriterOpened, self._table).result().sequence
-        self.lanes = lanes
         life = self._fetch.life(self._table) if due != self._next else self._life
         if life != self._life and not isinstance(self._send_missing(due, self._next), Refused):
             self._life, due = life, self._next
@@ -184,6 +183,7 @@ class Writer:
                 f"the server waits for request {due} of writer {self.name!r}, and {self._next} would be "
                 f"next: it has forgotten what came before; open the writer anew"
             )
+        self.lanes = lanes
 
     def stacks(self, keys: NDArray[np.int64]) -> Stacks:
         """Return the stacks of steps of the table by their keys, or raise EvictedError; waits for them."""

@@ -594,7 +594,7 @@ def test_whatever_a_server_writes_all_frames_are_of_its_file(back, floor, head, 
     hostile = SharedColumns(FLAT, 10)
     fill(hostile, FLAT, 0, 10)
     hostile.arrays["back"][:] = back
-    hostile._marks[:] = floor, head
+    hostile._marks.begin_at(floor, head)
     mapped = MappedFrames.open(hostile.table_map(), FLAT)
     assert mapped.has(keys) == all(floor <= key < head for key in keys.tolist())
     stacks, whole = mapped.stacks(keys)

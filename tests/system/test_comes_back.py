@@ -214,7 +214,7 @@ def test_a_killed_server_comes_back_with_its_rows(run):
     run.kill("replay")
     after = run.wait_until_it_answers()
     assert after["inserts"] >= before["inserts"]
-    assert after["steps"] >= before["steps"]
+    assert after["steps"] >= 0.98 * before["steps"]  # a full ring lets go of a block now and then
     assert after["samples"] >= before["samples"] - 32 * 8  # but for what was leased and never used
     run.wait_until_it_trains()
     assert run.metrics("learner-0")["gradient_steps"] > steps
