@@ -28,8 +28,9 @@ from fornix.replay.memory import Memory
 
 TABLES = "tables.json"
 IDENTITIES = 2**40
+#: Names of the files of tables.
+OURS = re.compile(r"(rows|draws)-\d+")
 _LOOK_S = 0.002
-_OURS = re.compile(r"(rows|draws)-\d+")
 
 _LOG = logging.getLogger(__name__)
 
@@ -332,7 +333,7 @@ class Folder:
 
     def _remove_strangers(self) -> None:
         known = {name for entry in self._contents.tables.values() for name in (entry.rows, entry.draws)}
-        strangers = [name for name in self.disk.names() if _OURS.fullmatch(name) and name not in known]
+        strangers = [name for name in self.disk.names() if OURS.fullmatch(name) and name not in known]
         if self.disk.read(TABLES) is None:
             if strangers:
                 raise StorageError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fornix.common.errors import StorageError
 from fornix.replay.durable.disk import FolderDisk
-from fornix.replay.durable.folder import TABLES, Contents, write_contents
+from fornix.replay.durable.folder import OURS, TABLES, Contents, write_contents
 
 
 def require_new(dest: Path) -> None:
@@ -21,7 +21,7 @@ def new_disk(partial: Path) -> FolderDisk:
         StorageError: if another is making it, or it holds other files.
     """
     disk = FolderDisk(partial)
-    strangers = [name for name in disk.names() if not name.startswith(("rows-", "draws-", TABLES))]
+    strangers = [name for name in disk.names() if not (OURS.fullmatch(name) or name.startswith(TABLES))]
     if strangers:
         disk.close()
         raise StorageError(f"{partial} holds {strangers[0]!r}, which is no part of a snapshot; remove it")

@@ -55,7 +55,7 @@ class MemoryReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.file.close()
+        self.close()
 
     def floor(self) -> int:
         """Return below which row what was read until now may be another's, from base."""
