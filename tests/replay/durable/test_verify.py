@@ -37,6 +37,17 @@ def path(tmp_path):
     return tmp_path / "data"
 
 
+def await_rows(path, rows):
+    """Wait until a process has written so many rows to table 't'."""
+    disk = FolderDisk(path, writable=False)
+    file = RowsFile.open(disk, "rows-0", writable=False)
+    head, until = int(file.marks[1]), time.monotonic() + 30
+    while int(file.marks[1]) < head + rows:
+        assert time.monotonic() < until, "nothing is written"
+        time.sleep(0.01)
+    file.close()
+
+
 class Opened:
     """The file of table 't', to be damaged."""
 
@@ -100,7 +111,7 @@ def test_it_is_whole_after_another_start_and_after_a_reset(path):
 def test_what_a_killed_server_leaves_is_whole(tmp_path):
     for at in range(3):
         with written_by_a_process(tmp_path, 300):
-            time.sleep(0.1 + 0.1 * at)
+            await_rows(tmp_path, 100 + 150 * at)  # the last time the ring has turned
         assert faults(tmp_path) == []
 
 
@@ -281,13 +292,14 @@ def test_a_queue_is_whole(tmp_path):
 
 def test_what_a_power_cut_has_left_behind_the_head_is_no_fault(tmp_path):
     with written_by_a_process(tmp_path, 300):
-        time.sleep(0.3)
+        await_rows(tmp_path, 500)
     with Opened(tmp_path) as opened:
         file, newest = opened.file, opened.newest
         state = State.of(file.state.copies()[0].record)
         file.state.write(state._replace(boot="another").packed(), newest)
         watermark = file.watermark()
         lost = np.arange(watermark, newest + 1) % file.meta.slots
+        assert len(lost), "the disk had everything"
         for slot in lost[::3]:
             file.arrays["action"][slot] += 1
     assert faults(tmp_path) == []
